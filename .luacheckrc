@@ -1,0 +1,9 @@
+std = 'lua54'
+max_line_length = 100
+exclude_files = { 'build*' }
+
+-- To-be-closed variables are used by being there.
+ignore = { '211/cleanup', '211/held', '211/_.+' }
+
+files['tests/spec'].std = 'lua54+busted'
+files['tests/command'].std = 'lua54+busted'
