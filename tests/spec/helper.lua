@@ -1,0 +1,131 @@
+--- What the specs share.
+
+local assert = require 'luassert'
+local coop = require 'coop'
+
+local M = {}
+
+--- Wraps a test that waits: the loop runs until `f` is done.
+function M.run(f)
+  return function() return coop.run(f) end
+end
+
+--- The list of what a both-handler at the end of `d` sees, `n` set.
+function M.cap(d)
+  local seen = { n = 0 }
+  d:add_both(function(result)
+    seen.n = seen.n + 1
+    seen[seen.n] = result
+  end)
+  return seen
+end
+
+--- Asserts that `d` has fired with a value, and returns the value.
+function M.value_of(d)
+  local seen = M.cap(d)
+  assert.equal(1, seen.n, 'the Deferred has no result yet')
+  if coop.type(seen[1]) == 'Failure' then
+    error('the Deferred failed: ' .. tostring(seen[1].value), 2)
+  end
+  return seen[1]
+end
+
+--- Asserts that `d` has failed, and returns the error value and the Failure.
+function M.error_of(d)
+  local seen = M.cap(d)
+  assert.equal(1, seen.n, 'the Deferred has no result yet')
+  assert.equal('Failure', coop.type(seen[1]), 'the Deferred has not failed')
+  return seen[1].value, seen[1]
+end
+
+--- Asserts that `d` has no result.
+function M.pending(d)
+  local seen = { n = 0 }
+  d:add_both(function(result)
+    seen.n = 1
+    return result
+  end)
+  assert.equal(0, seen.n, 'the Deferred has a result')
+end
+
+--- Asserts that `class` was meant: `e` is an instance whose message has every one of the texts.
+function M.is_error(class, e, ...)
+  if not class:is(e) then
+    error(('expected a %s, got %s'):format(tostring(class), tostring(e)), 2)
+  end
+  for _, text in ipairs { ... } do
+    assert.truthy(e.message:find(text, 1, true), ('no %q in %q'):format(text, e.message))
+  end
+  return e
+end
+
+--- Asserts that `f` raises an instance of `class` whose message has every one of the texts.
+function M.raises(class, f, ...)
+  local ok, e = pcall(f)
+  assert.is_false(ok, 'no error was raised')
+  return M.is_error(class, e, ...)
+end
+
+--- Asserts that `f` raises a string that has every one of the texts, plain.
+function M.misuse(f, ...)
+  local ok, e = pcall(f)
+  assert.is_false(ok, 'no error was raised')
+  assert.equal('string', type(e), tostring(e))
+  for _, text in ipairs { ... } do
+    assert.truthy(e:find(text, 1, true), ('no %q in %q'):format(text, e))
+  end
+  return e
+end
+
+local function collect()
+  collectgarbage()
+  collectgarbage()
+end
+
+--- The failures that are reported while `f` runs and when its garbage is collected.
+function M.unhandled(f)
+  local seen = {}
+  collect()
+  local previous = coop.on_unhandled(function(failure) seen[#seen + 1] = failure end)
+  local ok, e = pcall(f)
+  collect()
+  coop.on_unhandled(previous)
+  if not ok then error(e, 0) end
+  return seen
+end
+
+local watched
+
+--- For `before_each`: begins to note what is reported as unhandled.
+function M.watch()
+  collect()
+  watched = { seen = {} }
+  local seen = watched.seen
+  watched.previous = coop.on_unhandled(function(failure) seen[#seen + 1] = failure end)
+end
+
+--- For `after_each`: asserts that the test has left no failure unhandled.
+function M.settled()
+  collect()
+  coop.on_unhandled(watched.previous)
+  local failure = watched.seen[1]
+  assert.equal(0, #watched.seen, failure and 'left unhandled: ' .. tostring(failure.value))
+end
+
+--- One error value of every type, with its name.
+function M.values()
+  local list = {
+    { 'nil', nil }, { 'false', false }, { 'true', true },
+    { 'an integer', 42 }, { 'a float', 1.5 }, { 'a string', 'text' },
+    { 'a table', {} }, { 'a table with a metatable', setmetatable({}, {}) },
+    { 'a function', function() end }, { 'a coroutine', coroutine.create(print) },
+    { 'a userdata', io.stderr }, { 'an error object', coop.errors.TimeoutError 'slow' },
+  }
+  local i = 0
+  return function()
+    i = i + 1
+    if list[i] then return list[i][1], list[i][2] end
+  end
+end
+
+return M
