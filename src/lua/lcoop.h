@@ -1,0 +1,509 @@
+/*
+** lcoop.h - what the files of the Lua layer share.
+**
+** Laws of the layer:
+** - Every C function given to Lua is a closure whose first upvalue is the
+**   context (a userdata), so that CTX is valid wherever one of them is running.
+** - Edges between objects are user values, one named slot each; the C structs
+**   hold numbers, flags and links. The roots are what is runnable, what is
+**   armed, and what a host holds.
+** - Every object begins with a pointer to its kind, by which it is recognised.
+** Stack effects are in the notation of the Lua manual: [-popped, +pushed, raises].
+*/
+#ifndef LCOOP_H
+#define LCOOP_H
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <lualib.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "core/sched.h"
+#include "core/timers.h"
+#include "uv/loop.h"
+
+#define CTX lua_upvalueindex(1)
+
+/* lua_closethread came with 5.4.6; until then lua_resetthread does its work. */
+#if LUA_VERSION_RELEASE_NUM >= 50406
+#define closethread(co, from) lua_closethread(co, from)
+#else
+#define closethread(co, from) ((void)(from), lua_resetthread(co))
+#endif
+
+/* How many runs of handlers and bodies may stand on one another on the C stack;
+   what is started deeper waits its turn in a queue. Lua's own limit is 200 C
+   levels, of which a run takes about four. */
+enum { MAX_DEPTH = 16 };
+
+/* --- kinds -------------------------------------------------------------- */
+
+typedef enum kind {
+  KIND_DEFERRED, /* the first three are Deferreds, see isdeferred */
+  KIND_COROUTINE,
+  KIND_INLINE,
+  KIND_FAILURE,
+  KIND_GENERATOR,
+  KIND_TASK,
+  KIND_COOPERATOR,
+  KIND_CALL,
+  KIND_CLOCK,
+  KIND_REACTOR,
+  KIND_FIBER,
+  KIND_GUARD,
+  KIND_CONTEXT,
+  KIND_COUNT
+} kind;
+
+/* The address of an element tells that a userdata is coop's, its place which. */
+typedef struct kind_tag {
+  const char *name;
+} kind_tag;
+extern const kind_tag coop__kinds[KIND_COUNT];
+
+typedef struct object {
+  const kind_tag *tag;
+} object;
+
+/* --- the context -------------------------------------------------------- */
+
+/* user values of the context */
+enum {
+  CTX_MODULE = 1, /* the public table */
+  CTX_CORE,       /* the table that the parts in Lua share */
+  CTX_ERRORS,     /* coop.errors */
+  CTX_WORK,       /* Deferreds interrupted by what they woke, a stack */
+  CTX_LATER,      /* Deferreds that were reached too deep, a queue */
+  CTX_GUARDS,     /* weak: Deferred -> guard that reports its failure */
+  CTX_UNHANDLED,  /* the function given to on_unhandled, or nil */
+  CTX_FRAMES,     /* frames of the error just caught, or nil */
+  CTX_RAISED,     /* the Failure whose value was raised last */
+  CTX_MSGH,       /* coop__msgh as a function */
+  CTX_POOL,       /* fibers to be used again */
+  CTX_THREADS,    /* weak: thread -> address of its fiber, or false while a wait
+                     passes through it: threads that scripts may not resume */
+  CTX_PASSING,    /* threads that a wait is passing through, innermost first */
+  CTX_EMIT,       /* the table that yields of a batch store into */
+  CTX_ACTIVE,     /* Cooperators with a tick to come: address -> Cooperator */
+  CTX_REACTOR,    /* the reactor */
+  CTX_COOPERATOR, /* the global Cooperator */
+  CTX_CLASSES,    /* weak: metatable of a class made in Lua -> its name */
+  CTX_HOLDS,      /* what a host or libuv holds: address -> value */
+  CTX_META,       /* + kind: the metatables */
+  CTX_NUV = CTX_META + KIND_COUNT
+};
+
+/* What a yield of a coroutine that coop runs means to whoever resumed it. */
+typedef enum signal_kind {
+  SIGNAL_NONE,     /* a plain yield: values */
+  SIGNAL_AWAIT,    /* wait for the Deferred on top */
+  SIGNAL_SPAWN,    /* run the new body on top to its first wait */
+  SIGNAL_NORETURN, /* go on with the function and arguments given */
+  SIGNAL_RETURN,   /* leave the body with the value on top */
+  SIGNAL_EXIT      /* close it: the process ends */
+} signal_kind;
+
+typedef struct fiber fiber;
+
+typedef struct coop_context {
+  object object;
+  lua_State *L;       /* the main thread of the state */
+  lua_State *running; /* the coroutine that runs, NULL outside coop's own */
+  signal_kind signal; /* what the yield under way means */
+  bool raising;       /* the coroutine being resumed is to raise the value */
+  int depth;          /* runs of handlers and bodies on the C stack */
+  lua_Integer work;   /* size of CTX_WORK */
+  lua_Integer later_first, later_last; /* CTX_LATER, empty when first > last */
+  lua_Integer pooled;  /* size of CTX_POOL */
+  lua_Integer passing; /* size of CTX_PASSING */
+  coop_link fibers;    /* all that have a body which has not ended */
+  coop_link active;    /* Cooperators with a tick to come */
+  struct {
+    lua_State *co;    /* whose yields are stored, or NULL */
+    lua_Integer n;    /* values in CTX_EMIT */
+    lua_Integer left; /* how many may be stored before it must switch */
+  } emit;
+  unsigned closing;    /* bodies being closed, on the C stack */
+  bool closed;
+  bool turning;        /* in a turn of the loop: it is armed at its end */
+  bool running_loop;   /* reactor.running */
+  bool looping;        /* inside uv_run */
+  unsigned unhandled;  /* failures reported so far */
+  lua_State *turn_L;   /* the thread that drives the loop */
+  struct {             /* what is to be raised in whatever runs (linterrupt.c) */
+    atomic_bool pending;
+    unsigned raised;   /* how often it has been */
+    bool exiting;      /* it is os.exit */
+    char message[128];
+  } interrupt;
+  coop_uv loop;
+} coop_context;
+
+static inline coop_context *getctx(lua_State *L) {
+  return (coop_context *)lua_touserdata(L, CTX);
+}
+
+/* Pushes the context's table or value 'slot'. [-0, +1, -] */
+static inline int pushctx(lua_State *L, int slot) {
+  return lua_getiuservalue(L, CTX, slot);
+}
+
+/* --- objects ------------------------------------------------------------ */
+
+/* The object at 'idx' when it is one of coop's, else NULL. [-0, +0, -] */
+static inline object *toobject(lua_State *L, int idx) {
+  object *o;
+  if (lua_rawlen(L, idx) < sizeof *o || !(o = lua_touserdata(L, idx))) return NULL;
+  uintptr_t at = (uintptr_t)o->tag - (uintptr_t)coop__kinds;
+  return at < sizeof coop__kinds ? o : NULL;
+}
+
+static inline kind kindof(const object *o) {
+  return (kind)(o->tag - coop__kinds);
+}
+
+static inline void *tokind(lua_State *L, int idx, kind k) {
+  object *o = lua_type(L, idx) == LUA_TUSERDATA ? toobject(L, idx) : NULL;
+  return o && kindof(o) == k ? (void *)o : NULL;
+}
+
+/* A new userdata of this kind with its metatable, zeroed. [-0, +1, m] */
+void *coop__new(lua_State *L, kind k, size_t size, int nuv);
+
+/* The name that coop.type gives to the value at 'idx', or NULL. [-0, +0, -] */
+const char *coop__typename(lua_State *L, int idx);
+
+/* --- misuse --------------------------------------------------------------- */
+
+/* bad argument #arg to 'fname' (expected expected, got ...); arg 0 is the self
+   of a method. [-0, +0, v] */
+int coop__typeerror(lua_State *L, const char *fname, int arg, int idx,
+                    const char *expected);
+int coop__argerror(lua_State *L, const char *fname, int arg, const char *why);
+
+/* Raises an instance of coop.errors[class] with "fname: why". [-0, +0, v] */
+int coop__raise(lua_State *L, const char *class, const char *fname,
+                const char *why);
+/* Pushes such an instance; 'message' whole. [-0, +1, m] */
+void coop__pusherror(lua_State *L, const char *class, const char *message);
+
+void *coop__checkkind(lua_State *L, int idx, kind k, const char *fname, int arg);
+/* Seconds: a number, finite and not negative. [-0, +0, v] */
+double coop__checkseconds(lua_State *L, int idx, const char *fname, int arg);
+bool coop__callable(lua_State *L, int idx);
+void coop__checkcallable(lua_State *L, int idx, const char *fname, int arg);
+lua_Integer coop__checkcount(lua_State *L, int idx, const char *fname, int arg);
+
+/* --- failures (lfailure.c) ------------------------------------------------ */
+
+enum { FAILURE_VALUE = 1, FAILURE_FRAMES, FAILURE_ORIGIN, FAILURE_FIELDS,
+       FAILURE_NUV = FAILURE_FIELDS };
+
+static inline object *tofailure(lua_State *L, int idx) {
+  return tokind(L, idx, KIND_FAILURE);
+}
+
+/* Makes the value on top into a Failure, unless it is one; the frames are those
+   of CTX_FRAMES, which is emptied. [-1, +1, m] */
+void coop__tofailure(lua_State *L);
+/* The value on top was caught: makes a Failure of it. When it is the value of
+   the Failure raised last, that one is it, or, awaited, its origin.
+   [-1, +1, m] */
+void coop__caught(lua_State *L, bool awaited);
+/* Notes that the value of the Failure at 'idx' is about to be raised. */
+void coop__raised(lua_State *L, int idx);
+/* Is the Failure's value a CancelledError? [-0, +0, -] */
+bool coop__iscancelled(lua_State *L, int idx);
+/* Keeps the frames of 'co' from 'level' on in CTX_FRAMES. [-0, +0, m] */
+void coop__capture(lua_State *L, lua_State *co, int level);
+/* The message handler of protected calls: keeps the frames, not the value. */
+int coop__msgh(lua_State *L);
+/* Tells on_unhandled, or standard error, of the Failure on top. [-1, +0, -] */
+void coop__report(lua_State *L);
+/* The same of any error value on top. [-1, +0, -] */
+void coop__reporterror(lua_State *L);
+
+/* --- Deferreds (ldeferred.c) ---------------------------------------------- */
+
+/* user values of a Deferred */
+enum {
+  DEFERRED_RESULT = 1, /* before it fires: the canceller; then the result, or
+                          the Deferred that it waits on */
+  DEFERRED_SLOT,       /* three handlers, the third may be a table of more */
+  DEFERRED_NUV = DEFERRED_SLOT + 2,
+  BODY_FIBER,          /* of a body: the fiber that runs it */
+  BODY_WAIT,           /* what it waits on, or what it is to be resumed with */
+  BODY_NUV = BODY_WAIT
+};
+
+enum {
+  D_FIRED = 1,      /* callback or errback came */
+  D_FAILED = 2,     /* the result is a Failure */
+  D_WAITING = 4,    /* fired, its result is a Deferred not yet done */
+  D_BUSY = 8,       /* a run has it: handlers are queued, not run */
+  D_SWALLOW = 16,   /* cancelled without a canceller: one late fire is ignored */
+  D_CANCELLING = 32,/* its canceller runs */
+  D_HANDLED = 64,   /* the failure reached somebody */
+  D_GUARDED = 128,  /* a guard will report the failure */
+  D_INDEXED = 512,  /* the table of more knows where each waiter stands */
+  D_CANCEL = 256    /* cancel it when its turn in the queue comes */
+};
+
+typedef enum handler_kind {
+  H_NONE,
+  H_CALLBACK, /* function */
+  H_ERRBACK,
+  H_BOTH,
+  H_OBSERVE,  /* like BOTH; its result is dropped, the failure counts as handled */
+  H_CALL,     /* table {callback or false, errback or false, extra arguments...} */
+  H_WAITER,   /* a body, a task or a Deferred that waits for the result */
+  H_CHAIN,    /* a Deferred that is fired with the result */
+  H_GONE,     /* a waiter that was taken away */
+  H_MORE      /* the third slot is a table: kind, value, kind, value, ... */
+} handler_kind;
+
+typedef struct deferred {
+  object object;
+  uint16_t flags;
+  uint16_t pauses;      /* pause() not yet undone */
+  uint8_t first, count; /* handlers in slots */
+  uint8_t kinds[2];     /* of slots, four bits each */
+  uint32_t waiters;     /* H_WAITER among the handlers */
+  uint32_t more, end;   /* in the table of more: the next, one past the last */
+} deferred;
+
+static inline deferred *todeferred(lua_State *L, int idx) {
+  object *o = lua_type(L, idx) == LUA_TUSERDATA ? toobject(L, idx) : NULL;
+  return o && kindof(o) <= KIND_INLINE ? (deferred *)o : NULL;
+}
+
+static inline bool isbody(const deferred *d) {
+  return kindof(&d->object) != KIND_DEFERRED;
+}
+
+deferred *coop__checkdeferred(lua_State *L, int idx, const char *fname, int arg);
+
+/* A new, unfired Deferred. [-0, +1, m] */
+deferred *coop__deferred_new(lua_State *L);
+
+/* Fires the Deferred at 'idx', which has not fired, with the value or Failure
+   on top, and runs what that reaches. [-1, +0, m] */
+void coop__fire(lua_State *L, int idx);
+/* The same without running: for who runs it himself. */
+void coop__settle(lua_State *L, int idx);
+/* Fires the body at 'cur' with what it left on top: a value, a Failure, or a
+   Deferred to wait for. [-1, +0, m] */
+void coop__body_settle(lua_State *L, int cur);
+/* The run at 'cur' goes on with the one on top, and comes back to 'cur' when
+   that has nothing more to do ('keep': even if 'cur' has no handlers).
+   [-1, +0, m] */
+void coop__enter(lua_State *L, int cur, bool keep);
+/* Runs what was reached too deep. [-0, +0, m] */
+void coop__run_later(lua_State *L);
+/* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
+   [-0, +0, m] */
+void coop__run(lua_State *L, int idx);
+
+/* Puts a handler at the end. Pops its value. [-1, +0, m] */
+void coop__append(lua_State *L, int idx, handler_kind k);
+
+/* Takes the waiter 'who', which must stand just below the Deferred at 'idx' =
+   top, away from it. [-0, +0, m] */
+void coop__detach(lua_State *L, int idx, const void *who);
+
+/* How the Deferred at 'idx' stands for who would wait: fired and at rest? */
+static inline bool settled(const deferred *d) {
+  return (d->flags & (D_FIRED | D_WAITING | D_BUSY)) == D_FIRED &&
+         d->pauses == 0 && d->first == d->count;
+}
+
+/* The failure that 'd' at 'idx' carries has reached somebody. [-0, +0, -] */
+void coop__handled(lua_State *L, int idx);
+
+/* True when 'd' waits, directly or through others, on 'target'. */
+bool coop__waitson(lua_State *L, int idx, const deferred *target);
+/* Pushes the error for that. [-0, +1, m] */
+void coop__pushcycle(lua_State *L);
+
+void coop__cancel(lua_State *L, int idx);
+void coop__pause(lua_State *L, int idx);
+void coop__unpause(lua_State *L, int idx);
+
+/* --- fibers and bodies (lfiber.c, lcoroutine.c) ---------------------------- */
+
+enum { FIBER_THREAD = 1, FIBER_INNER, FIBER_WAIT, FIBER_NUV = FIBER_WAIT };
+
+/* A coroutine that coop runs: closed exactly once, then used again. */
+struct fiber {
+  object object;
+  lua_State *co;
+  coop_context *ctx; /* NULL once the context is gone */
+  coop_link link;   /* in ctx->fibers while something of it is suspended */
+  bool escaped;     /* a script has seen the thread: it is not used again */
+  bool waits;       /* suspended in an await */
+  bool inner;       /* FIBER_INNER is a list: a wait passed through others */
+};
+
+/* Pushes a fiber whose thread is empty. [-0, +1, m] */
+fiber *coop__fiber_take(lua_State *L);
+/* Gives the fiber at 'idx' back; its thread must be empty or dead and closed.
+   [-0, +0, m] */
+void coop__fiber_give(lua_State *L, int idx);
+/* Closes what is suspended in the fiber at 'idx', innermost coroutine first.
+   False and the error value on top when a closer failed. [-0, +(0|1), m] */
+bool coop__fiber_close(lua_State *L, int idx);
+/* Closes a thread: false and the error value on top of L when it, or a closer,
+   failed. [-0, +(0|1), m] */
+bool coop__close_thread(lua_State *L, lua_State *co);
+/* Remembers in the fiber at 'idx' what the wait under way passed through. */
+void coop__fiber_passed(lua_State *L, int idx);
+/* The wait is over: what it passed through may be told apart again. */
+void coop__fiber_resumes(lua_State *L, int idx);
+
+/* How a coroutine that is resumed from Lua hands on what it yields. */
+typedef enum resume_mode { RESUME_PLAIN, RESUME_WRAP, RESUME_NEXT } resume_mode;
+
+/* Resumes 'co' with the 'nargs' values on top for a Lua function that does so in
+   this mode; stack index 1 holds the thread (RESUME_NEXT: the Generator). Ends
+   the C function: returns its number of results, or yields a wait onwards. */
+int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode);
+
+/* Ends a C function by a yield that means 'signal' to whoever runs L. [-n, +0, e] */
+int coop__signal(lua_State *L, signal_kind signal, int n);
+/* Raises misuse unless L is a coroutine that coop runs and that may yield. */
+void coop__checkwait(lua_State *L, const char *fname);
+
+typedef enum body_state {
+  BODY_START,  /* function and arguments are on its thread */
+  BODY_RUNS,
+  BODY_WAITS,  /* on BODY_WAIT */
+  BODY_VALUE,  /* to be resumed with BODY_WAIT */
+  BODY_ERROR,  /* to be resumed by raising the value of the Failure BODY_WAIT */
+  BODY_PLAIN,  /* to be resumed with what is on its thread */
+  BODY_CLOSES,
+  BODY_ENDED
+} body_state;
+
+typedef struct body {
+  deferred d;
+  lua_State *co;
+  uint8_t state;
+  bool cancelled;    /* a Coroutine: to be closed as soon as it waits */
+  uint16_t cascaded; /* pauses handed on to what it waits on */
+  int nargs;         /* values on its thread for START and PLAIN */
+} body;
+
+static inline body *tobody(deferred *d) {
+  return isbody(d) ? (body *)d : NULL;
+}
+
+/* True when the body may be resumed now. */
+static inline bool body_ready(const body *b) {
+  if (b->state == BODY_START || b->state == BODY_CLOSES) return true;
+  return b->state >= BODY_VALUE && b->state <= BODY_PLAIN &&
+         (b->d.pauses == 0 || kindof(&b->d.object) == KIND_INLINE);
+}
+
+/* Makes a body of the function and 'nargs' arguments on top. [-(n+1), +1, m] */
+body *coop__body_new(lua_State *L, kind k, int nargs);
+/* Resumes the body at 'cur' once. [-0, +0, m] */
+void coop__body_resume(lua_State *L, int cur);
+/* The Deferred at 'from' has reached the body at 'cur'. [-0, +0, m] */
+void coop__body_wake(lua_State *L, int cur, int from);
+
+/* Resumes the tracked thread 'co' with 'nargs' values on its top. */
+int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres);
+
+/* --- generators and iterators (lgenerator.c) ------------------------------- */
+
+enum { GENERATOR_BODY = 1 }; /* the function, or its fiber; arguments follow */
+
+typedef enum generator_state {
+  GENERATOR_NEW,     /* GENERATOR_BODY is the function, its arguments follow */
+  GENERATOR_READY,   /* suspended at a yield; GENERATOR_BODY is the fiber */
+  GENERATOR_RUNS,
+  GENERATOR_WAITS,   /* suspended in an await */
+  GENERATOR_ENDED
+} generator_state;
+
+typedef struct generator {
+  object object;
+  lua_State *co; /* once started */
+  int nargs;
+  uint8_t state;
+} generator;
+
+/* Starts the Generator at 'idx': its thread holds function and arguments.
+   [-0, +0, m] */
+void coop__generator_start(lua_State *L, int idx);
+/* It has ended, in good order or not: closes it. False and the error on top
+   when that failed. [-0, +(0|1), m] */
+bool coop__generator_finish(lua_State *L, int idx);
+/* Closes the iterator at 'idx', if it is of a kind that can be. False and the
+   error on top when its cleanup failed. [-0, +(0|1), m] */
+bool coop__iterator_close(lua_State *L, int idx);
+/* Raises misuse unless the value at 'idx' is an iterator. */
+void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg);
+/* Is the thread at 'idx' one that a script may resume? [-0, +0, -] */
+bool coop__isfree(lua_State *L, int idx);
+
+/* --- tasks (lcooperator.c) -------------------------------------------------- */
+
+/* The Deferred at 'from' has reached the task at 'idx'. [-0, +0, m] */
+void coop__task_wake(lua_State *L, int idx, int from);
+void coop__task_stop(lua_State *L, int idx);
+/* Stops the task for the Deferred that stands for it, which is not told. False
+   and the Failure on top when its cleanup failed. [-0, +(0|1), m] */
+bool coop__task_cancel(lua_State *L, int idx);
+void coop__task_hold(lua_State *L, int idx, bool hold);
+/* Adds texts of the global Cooperator's tasks that wait for a Deferred they
+   yielded to the list at 1, after its first n; how many. [-0, +0, m] */
+lua_Integer coop__waiting_tasks(lua_State *L, lua_Integer n);
+/* One tick of each Cooperator that has one to come. [-0, +0, m] */
+void coop__ticks(lua_State *L);
+
+/* --- time (ltime.c) ---------------------------------------------------------- */
+
+void coop__call_cancel(lua_State *L, int idx);
+/* Runs the reactor's due calls. [-0, +0, m] */
+void coop__due(lua_State *L);
+double coop__next_due(lua_State *L);
+/* What libuv is to be armed for has changed. [-0, +0, -] */
+void coop__rearm(lua_State *L);
+
+/* --- open functions, called by lmodule.c with the module and core tables at
+       1 and 2; each leaves the stack as found. [-0, +0, m] */
+void coop__open_failure(lua_State *L);
+void coop__open_deferred(lua_State *L);
+void coop__open_fiber(lua_State *L);
+void coop__open_coroutine(lua_State *L);
+void coop__open_generator(lua_State *L);
+void coop__open_cooperator(lua_State *L);
+void coop__open_time(lua_State *L);
+void coop__open_reactor(lua_State *L);
+
+/* Registers functions in the table on top, the context as their upvalue. */
+void coop__setfuncs(lua_State *L, const luaL_Reg *l);
+/* Fills the metatable of kind 'k': methods are its __index. [-0, +0, m] */
+void coop__newtype(lua_State *L, kind k, const luaL_Reg *methods,
+                   const luaL_Reg *meta);
+/* --- interrupts (linterrupt.c) ------------------------------------------------ */
+
+/* A coroutine resumed by L is back while an interrupt is under way, which may
+   have been caught inside: arms it for L too. */
+void coop__interrupt_again(lua_State *L);
+void coop__interrupt_arm(coop_context *ctx, lua_State *L);
+void coop__interrupt_clear(coop_context *ctx);
+void coop__open_interrupt(lua_State *L);
+
+/* --- the context (lmodule.c) ---------------------------------------------------- */
+
+/* The context of the state, or NULL. [-0, +0, -] */
+coop_context *coop__find(lua_State *L);
+/* Opens coop in the state: the context stays in the registry. [-0, +0, e] */
+coop_context *coop__open(lua_State *L, uv_loop_t *uv);
+/* Closes the loop; what is left of the context does nothing any more. */
+void coop__shut(coop_context *ctx);
+
+#endif

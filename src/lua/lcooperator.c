@@ -1,0 +1,1450 @@
+/*
+** lcooperator.c - iterators stepped in turn, a slice at a time.
+**
+** The ring of core/sched.h says whose turn it is; this file says what a step
+** of each kind of iterator is and what becomes of what it yields. A step that
+** yields nothing of interest touches no more than the ring and lua_resume;
+** whatever else comes of one is seen to by event(), in protected mode, so that
+** no error passes through the core.
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include "lcoop.h"
+
+/* user values of a Cooperator */
+enum {
+  COOPERATOR_RUN = 1,   /* slot -> the task while it may run; else false, or the
+                           next free slot */
+  COOPERATOR_ALL,       /* weak: slot -> the task while it has not finished */
+  COOPERATOR_FACTORY,   /* termination_predicate_factory, or nil */
+  COOPERATOR_SCHEDULER, /* or nil: the reactor's turns */
+  COOPERATOR_TICK,      /* the function that the scheduler is given */
+  COOPERATOR_CALL,      /* what the scheduler returned for the tick to come */
+  COOPERATOR_NUV = COOPERATOR_CALL
+};
+
+/* user values of a task */
+enum {
+  TASK_COOPERATOR = 1,
+  TASK_ITERATOR,
+  TASK_DONE,   /* list of when_done Deferreds; once finished: a failed Deferred */
+  TASK_WAIT,   /* what it waits on, or the outcome it is to be resumed with */
+  TASK_NUV = TASK_WAIT,
+  TASK_VALUES, /* of one that accumulates: what came so far */
+  TASK_TARGET, /* the Deferred that is for */
+  TASK_COLLECT_NUV = TASK_TARGET
+};
+
+typedef enum task_state {
+  TASK_LIVE,
+  TASK_DONE_STATE,
+  TASK_STOPPED,
+  TASK_FAILED,
+  TASK_SCHEDULER_STOPPED
+} task_state;
+
+typedef enum task_wait {
+  WAIT_NONE,
+  WAIT_YIELDED, /* for a Deferred that the iterator yielded */
+  WAIT_AWAITED, /* in a coop.await of its generator */
+  WAIT_SHARED   /* until another task's generator, shared, has been resumed */
+} task_wait;
+
+typedef struct cooperator {
+  object object;
+  coop_sched sched;
+  coop_link active;   /* in ctx->active while a native tick is to come */
+  coop_context *ctx;
+  lua_State *L;       /* of the tick under way */
+  int base;           /* its stack: event function, COOPERATOR_RUN, predicate */
+  lua_Integer slots;  /* in use or free */
+  lua_Integer free;   /* the first free slot, or 0 */
+  lua_Integer stale;  /* slot of a task that left during its own step, or 0 */
+  uint64_t seq;
+  double slice;
+  double until;       /* end of the slice under way */
+  double checked;     /* when the clock was read last */
+  int left, stride;   /* steps until it is read again; how many between */
+  bool running, scheduled, scheduling, custom, predicate, stopped;
+} cooperator;
+
+typedef struct task {
+  object object;
+  coop_task base;
+  cooperator *c;
+  generator *g;       /* when that is its iterator */
+  lua_State *co;      /* when its iterator is a thread */
+  uint64_t seq;       /* order of addition */
+  lua_Integer slot;
+  lua_Integer index;  /* the next element of a sequence */
+  lua_Integer batch;  /* values a step; 0: it does not accumulate */
+  lua_Integer n;      /* values so far */
+  uint16_t pauses;
+  uint8_t state, wait;
+  bool resumes;       /* TASK_WAIT is the outcome of what it awaited */
+} task;
+
+enum { STEP_EVENT = 100 }; /* a step that event() has to make */
+
+static task *of(coop_task *base) { return coop_container(base, task, base); }
+
+/* Pushes the task; index of the Cooperator's RUN table is known in a tick. */
+static void pushtask(lua_State *L, int run, const task *t) {
+  lua_rawgeti(L, run, t->slot);
+}
+
+/* --- steps -------------------------------------------------------------------------- */
+
+static int step_generator(coop_task *base, void *host) {
+  task *t = of(base);
+  generator *g = t->g;
+  if (g->state != GENERATOR_READY || t->resumes || lua_status(g->co) != LUA_YIELD)
+    return STEP_EVENT;
+  t->c->ctx->running = g->co;
+  return lua_resume(g->co, host, 0, &base->nout);
+}
+
+static int step_thread(coop_task *base, void *host) {
+  task *t = of(base);
+  if (t->resumes || lua_status(t->co) != LUA_YIELD) return STEP_EVENT;
+  t->c->ctx->running = t->co;
+  return lua_resume(t->co, host, 0, &base->nout);
+}
+
+static int step_event(coop_task *base, void *host) {
+  (void)base, (void)host;
+  return STEP_EVENT;
+}
+
+/* The thread that the task steps, or NULL. */
+static lua_State *thread_of(const task *t) { return t->g ? t->g->co : t->co; }
+
+/* A value that a task collects, the common way: no event, no allocation. Only a
+   power of two makes the table grow. */
+static bool collect_quickly(lua_State *L, task *t, lua_State *co) {
+  if ((t->n & (t->n - 1)) == 0) return false;
+  pushtask(L, t->c->base + 1, t);
+  lua_getiuservalue(L, -1, TASK_VALUES);
+  lua_xmove(co, L, 1);
+  lua_rawseti(L, -2, ++t->n);
+  lua_pop(L, 2);
+  return true;
+}
+
+static bool settle(coop_task *base, int status, void *host) {
+  lua_State *L = host;
+  task *t = of(base);
+  if (status == COOP_STEP_MORE && t->c->ctx->signal == SIGNAL_NONE) {
+    lua_State *co = thread_of(t);
+    int type = base->nout == 1 ? lua_type(co, -1) : LUA_TUSERDATA;
+    if (type == LUA_TNIL || (type != LUA_TUSERDATA && !t->batch)) {
+      lua_settop(co, -2);
+      return true;
+    }
+    if (type != LUA_TUSERDATA && collect_quickly(L, t, co)) return true;
+  }
+  lua_pushvalue(L, t->c->base);
+  lua_pushlightuserdata(L, t);
+  lua_pushinteger(L, status);
+  if (lua_pcall(L, 2, 1, 0) != LUA_OK) { /* no memory to see to it */
+    coop__sched_remove(&t->c->sched, base);
+    coop__reporterror(L);
+    return false;
+  }
+  bool on = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return on;
+}
+
+static const coop_task_ops ops_generator = {step_generator, settle};
+static const coop_task_ops ops_thread = {step_thread, settle};
+static const coop_task_ops ops_event = {step_event, settle};
+
+/* --- ticks ---------------------------------------------------------------------------- */
+
+/* Asks the user's scheduler for a tick; false and the error on top when it fails
+   or returns what cannot be cancelled. */
+static bool ask_scheduler(lua_State *L, int idx, cooperator *c) {
+  lua_getiuservalue(L, idx, COOPERATOR_SCHEDULER);
+  lua_getiuservalue(L, idx, COOPERATOR_TICK);
+  c->scheduled = c->scheduling = true;
+  bool ok = lua_pcall(L, 1, 1, 0) == LUA_OK;
+  c->scheduling = false;
+  if (ok && !lua_isnil(L, -1) && !lua_isboolean(L, -1) && !lua_isnumber(L, -1)) {
+    lua_setiuservalue(L, idx, COOPERATOR_CALL);
+    return true;
+  }
+  c->scheduled = false;
+  if (!ok) return false;
+  luaL_where(L, 1);
+  lua_pushfstring(L, "Cooperator: the scheduler must return an object with "
+                     "cancel, got %s", luaL_typename(L, -2));
+  lua_concat(L, 2);
+  lua_remove(L, -2);
+  return false;
+}
+
+/* Asks the scheduler, or the reactor, for a tick of the Cooperator at 'idx'. */
+static bool schedule(lua_State *L, int idx, cooperator *c) {
+  if (c->scheduled || !c->running || c->sched.count == 0 || c->sched.ticking)
+    return true;
+  if (c->custom) return ask_scheduler(L, idx, c);
+  pushctx(L, CTX_ACTIVE);
+  lua_pushvalue(L, idx);
+  lua_rawsetp(L, -2, c);
+  lua_pop(L, 1);
+  c->scheduled = true;
+  coop__link_insert(&c->ctx->active, &c->active);
+  coop__rearm(L);
+  return true;
+}
+
+/* obj:cancel(), whatever obj is */
+static int cancel_call(lua_State *L) {
+  lua_getfield(L, 1, "cancel");
+  lua_pushvalue(L, 1);
+  lua_call(L, 1, 0);
+  return 0;
+}
+
+static void unschedule(lua_State *L, int idx, cooperator *c) {
+  if (!c->scheduled) return;
+  c->scheduled = false;
+  if (!c->custom) {
+    coop__link_remove(&c->active);
+    pushctx(L, CTX_ACTIVE);
+    lua_pushnil(L);
+    lua_rawsetp(L, -2, c);
+    lua_pop(L, 1);
+    coop__rearm(L);
+    return;
+  }
+  lua_pushcfunction(L, cancel_call);
+  lua_getiuservalue(L, idx, COOPERATOR_CALL);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, COOPERATOR_CALL);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) coop__reporterror(L);
+}
+
+static double earlier(double a, double b) { return a < b ? a : b; }
+
+/* Reads the clock about every 20 microseconds, however long a step takes. */
+static bool slice_over(cooperator *c) {
+  if (--c->left > 0) return false;
+  double now = coop__now(), took = now - c->checked;
+  c->checked = now;
+  if (took < 10e-6 && c->stride < 256) c->stride *= 2;
+  else if (took > 40e-6 && c->stride > 1) c->stride /= 2;
+  c->left = c->stride;
+  return now >= c->until;
+}
+
+static bool predicate_over(cooperator *c) {
+  lua_State *L = c->L;
+  lua_pushvalue(L, c->base + 2);
+  if (lua_pcall(L, 0, 1, 0) != LUA_OK) {
+    coop__reporterror(L);
+    return true;
+  }
+  bool is = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return is;
+}
+
+/* Sees to a task that stopped or paused itself during the step just made. */
+static void see_to_stale(cooperator *c) {
+  lua_State *L = c->L;
+  lua_pushvalue(L, c->base);
+  lua_pushnil(L);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) coop__reporterror(L);
+}
+
+static bool over(void *ud) {
+  cooperator *c = ud;
+  if (c->stale) see_to_stale(c);
+  if (!c->running) return true;
+  return c->predicate ? predicate_over(c) : slice_over(c);
+}
+
+static int event(lua_State *L);
+
+/* One tick of the Cooperator at 'idx'; errors of its predicate are reported. */
+static void tick(lua_State *L, int idx, cooperator *c) {
+  coop_context *ctx = c->ctx;
+  lua_State *running = ctx->running;
+  int depth = ctx->depth;
+  if (c->sched.count == 0) return;
+  luaL_checkstack(L, 24, "tick");
+  lua_State *outer = c->L;
+  c->L = L;
+  c->base = lua_gettop(L) + 1;
+  lua_pushvalue(L, CTX);
+  lua_pushvalue(L, idx);
+  lua_pushcclosure(L, event, 2);
+  lua_getiuservalue(L, idx, COOPERATOR_RUN);
+  c->predicate = lua_getiuservalue(L, idx, COOPERATOR_FACTORY) != LUA_TNIL;
+  if (c->predicate) {
+    if (lua_pcall(L, 0, 1, 0) != LUA_OK || !coop__callable(L, -1)) {
+      if (lua_isnil(L, -1)) {
+        lua_pop(L, 1);
+        lua_pushliteral(L, "termination_predicate_factory returned no function");
+      }
+      coop__reporterror(L);
+      lua_pushnil(L);
+      c->predicate = false;
+    }
+  }
+  c->checked = coop__now();
+  c->until = earlier(c->checked + c->slice, coop__next_due(L));
+  c->left = c->stride;
+  coop__sched_tick(&c->sched, L, over, c);
+  ctx->running = running;
+  ctx->depth = depth;
+  c->L = outer;
+  lua_settop(L, c->base - 1);
+}
+
+/* The function that a scheduler is given: upvalue 2 is the Cooperator. */
+static int tick_called(lua_State *L) {
+  cooperator *c = lua_touserdata(L, lua_upvalueindex(2));
+  if (c->sched.ticking)
+    return luaL_error(L, "Cooperator: a tick within a tick");
+  if (c->scheduling)
+    return luaL_error(L, "Cooperator: the scheduler must call later, not at once");
+  if (!c->scheduled || !c->running) return 0;
+  c->scheduled = false;
+  lua_settop(L, 0);
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_pushnil(L);
+  lua_setiuservalue(L, 1, COOPERATOR_CALL);
+  tick(L, 1, c);
+  return schedule(L, 1, c) ? 0 : lua_error(L);
+}
+
+void coop__ticks(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  size_t n = 0;
+  for (coop_link *l = ctx->active.next; l != &ctx->active; l = l->next) n++;
+  for (; n > 0 && !coop__link_alone(&ctx->active); n--) {
+    cooperator *c = coop_container(ctx->active.next, cooperator, active);
+    pushctx(L, CTX_ACTIVE);
+    lua_rawgetp(L, -1, c);
+    lua_remove(L, -2);
+    int at = lua_gettop(L);
+    coop__link_remove(&c->active); /* to the end of the round */
+    coop__link_insert(&ctx->active, &c->active);
+    if (!c->sched.ticking) tick(L, at, c);
+    if (c->scheduled && c->sched.count == 0) unschedule(L, at, c);
+    lua_settop(L, at - 1);
+  }
+}
+
+/* --- in and out of the ring ----------------------------------------------------------------- */
+
+/* The task at 'idx' may run (again): to the end of the ring. False and the error
+   on top when the scheduler failed. */
+static bool enter_ring(lua_State *L, int idx, task *t) {
+  if (t->state != TASK_LIVE || t->pauses || t->wait) return true;
+  cooperator *c = t->c;
+  lua_getiuservalue(L, idx, TASK_COOPERATOR);
+  int at = lua_gettop(L);
+  lua_getiuservalue(L, at, COOPERATOR_RUN);
+  lua_pushvalue(L, idx);
+  lua_rawseti(L, -2, t->slot);
+  lua_pop(L, 1);
+  if (c->stale == t->slot) c->stale = 0;
+  coop__sched_add(&c->sched, &t->base);
+  bool ok = schedule(L, at, c);
+  lua_remove(L, at);
+  return ok;
+}
+
+/* It may not. lua_resume does not hold the thread it runs: the task that is
+   being stepped is let go of when its step is over. */
+static void leave_ring(lua_State *L, int idx, task *t) {
+  cooperator *c = t->c;
+  if (!coop__task_runnable(&t->base)) return;
+  coop__sched_remove(&c->sched, &t->base);
+  lua_getiuservalue(L, idx, TASK_COOPERATOR);
+  int at = lua_gettop(L);
+  if (c->sched.current == &t->base) {
+    c->stale = t->slot;
+  } else {
+    lua_getiuservalue(L, at, COOPERATOR_RUN);
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, -2, t->slot);
+    lua_pop(L, 1);
+  }
+  if (c->sched.count == 0 && !c->sched.ticking) unschedule(L, at, c);
+  lua_pop(L, 1);
+}
+
+/* --- finishing ---------------------------------------------------------------------------------- */
+
+/* Takes the task at 'idx' off the books of its Cooperator. */
+static void give_slot(lua_State *L, int idx, task *t) {
+  cooperator *c = t->c;
+  lua_getiuservalue(L, idx, TASK_COOPERATOR);
+  lua_getiuservalue(L, -1, COOPERATOR_ALL);
+  lua_pushnil(L);
+  lua_rawseti(L, -2, t->slot);
+  lua_pop(L, 1);
+  lua_getiuservalue(L, -1, COOPERATOR_RUN);
+  lua_pushinteger(L, c->free);
+  lua_rawseti(L, -2, t->slot);
+  lua_pop(L, 2);
+  c->free = t->slot;
+}
+
+/* Fires the Deferred at 'idx' with the iterator, or with the Failure on top. */
+static void tell(lua_State *L, int idx, int it, int failure) {
+  deferred *d = todeferred(L, idx);
+  if (!d || d->flags & D_FIRED) return;
+  lua_pushvalue(L, failure ? failure : it);
+  coop__fire(L, idx);
+}
+
+/* The Deferred of an accumulating task gets the values or the Failure, which
+   carries what came before. */
+static void tell_target(lua_State *L, int idx, int failure) {
+  lua_getiuservalue(L, idx, TASK_TARGET);
+  int target = lua_gettop(L);
+  deferred *d = todeferred(L, target);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_TARGET);
+  if (d && !(d->flags & D_FIRED)) {
+    lua_getiuservalue(L, idx, TASK_VALUES);
+    if (failure) {
+      if (lua_getiuservalue(L, failure, FAILURE_FIELDS) == LUA_TNIL) {
+        lua_newtable(L);
+        lua_pushvalue(L, -3);
+        lua_setfield(L, -2, "partial");
+        lua_setiuservalue(L, failure, FAILURE_FIELDS);
+      }
+      lua_pushvalue(L, failure);
+    }
+    coop__fire(L, target);
+  }
+  lua_settop(L, target - 1);
+}
+
+/* A failure that nobody asked about yet is kept in a Deferred, which reports it
+   like any other when nobody ever does. */
+static void keep_outcome(lua_State *L, int idx, int failure, bool observed) {
+  deferred *d = coop__deferred_new(L);
+  int at = lua_gettop(L);
+  if (observed) d->flags |= D_HANDLED;
+  lua_pushvalue(L, failure);
+  coop__settle(L, at);
+  if (observed) d->flags |= D_HANDLED;
+  coop__run(L, at);
+  lua_setiuservalue(L, idx, TASK_DONE);
+}
+
+/* Tells everybody how the task at 'idx' ended: with its iterator, or with the
+   Failure at 'failure' (0: none). Its step, if it is in one, is over. */
+static void announce(lua_State *L, int idx, task *t, int failure) {
+  luaL_checkstack(L, 16, "task");
+  int top = lua_gettop(L);
+  if (t->batch) tell_target(L, idx, failure);
+  int list = lua_getiuservalue(L, idx, TASK_DONE) == LUA_TTABLE ? top + 1 : 0;
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  int it = top + 2;
+  bool observed = list || t->batch || t->state != TASK_FAILED;
+  if (failure) {
+    keep_outcome(L, idx, failure, observed);
+  } else {
+    lua_pushnil(L);
+    lua_setiuservalue(L, idx, TASK_DONE);
+  }
+  lua_Integer n = list ? (lua_Integer)lua_rawlen(L, list) : 0;
+  for (lua_Integer i = 1; i <= n; i++) {
+    lua_rawgeti(L, list, i);
+    tell(L, it + 1, it, failure);
+    lua_settop(L, it);
+  }
+  lua_settop(L, top);
+}
+
+/* The iterator of the task at 'idx' is closed; its cleanup's Failure replaces
+   the one at 'failure'. */
+static void close_iterator(lua_State *L, int idx, int failure) {
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  int at = lua_gettop(L);
+  generator *g = tokind(L, at, KIND_GENERATOR);
+  bool running = g && g->co && lua_status(g->co) != LUA_YIELD &&
+                 g->state != GENERATOR_NEW;
+  lua_Debug ar;
+  if (running && !lua_getstack(g->co, 0, &ar)) running = false;
+  if (!running && !coop__iterator_close(L, at)) {
+    coop__caught(L, false);
+    if (failure) lua_replace(L, failure);
+    else coop__report(L);
+  }
+  lua_settop(L, at - 1);
+}
+
+/* Detaches the task at 'idx' from what it waits on. What its generator alone
+   awaits is cancelled with it; a Deferred that was yielded is not its own. */
+static void stop_waiting(lua_State *L, int idx, task *t) {
+  if (!t->wait) return;
+  task_wait wait = t->wait;
+  t->wait = WAIT_NONE;
+  lua_pushvalue(L, idx);
+  lua_getiuservalue(L, idx, TASK_WAIT);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_WAIT);
+  int at = lua_gettop(L);
+  deferred *d = todeferred(L, at);
+  if (d) {
+    coop__detach(L, at, t);
+    if (t->g && wait == WAIT_AWAITED) t->g->state = GENERATOR_READY;
+    if (wait == WAIT_AWAITED && d->waiters == 0) coop__cancel(L, at);
+  }
+  lua_settop(L, at - 2);
+}
+
+/* Ends the task at 'idx' in this state. The Failure at 'failure' is its outcome;
+   'close' says whether its iterator is closed first. A task that is in its own
+   step is seen to when that is over. */
+static void finish(lua_State *L, int idx, task *t, task_state state, int failure,
+                   bool close) {
+  bool in_step = t->c->sched.current == &t->base && close;
+  t->state = (uint8_t)state;
+  stop_waiting(L, idx, t);
+  leave_ring(L, idx, t);
+  if (in_step) {
+    t->c->stale = t->slot;
+    lua_pushvalue(L, failure);
+    lua_setiuservalue(L, idx, TASK_WAIT);
+    return;
+  }
+  if (close) close_iterator(L, idx, failure);
+  if (t->c->stale == t->slot) t->c->stale = 0;
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_WAIT);
+  give_slot(L, idx, t);
+  announce(L, idx, t, failure);
+}
+
+static void fail(lua_State *L, int idx, task *t) {
+  finish(L, idx, t, TASK_FAILED, lua_gettop(L), false);
+  lua_pop(L, 1);
+}
+
+static const char *const state_class[] = {NULL, "TaskDone", "TaskStopped",
+                                          "TaskFailed", "SchedulerStopped"};
+static const char *const state_text[] = {
+  NULL, "the task has finished", "the task was stopped", "the task has failed",
+  "the Cooperator was stopped"};
+
+static void pushstopped(lua_State *L, task_state state) {
+  coop__pusherror(L, state_class[state], state_text[state]);
+  coop__tofailure(L);
+}
+
+static void stop(lua_State *L, int idx, task *t, task_state state) {
+  pushstopped(L, state);
+  finish(L, idx, t, state, lua_gettop(L), true);
+  lua_pop(L, 1);
+}
+
+/* --- what a step yields ------------------------------------------------------------------------------ */
+
+/* Keeps the value on top at its place in what the task at 'idx' accumulates. */
+static void collect(lua_State *L, int idx, task *t) {
+  if (lua_isnil(L, -1)) {
+    lua_pop(L, 1);
+    return;
+  }
+  lua_getiuservalue(L, idx, TASK_VALUES);
+  lua_insert(L, -2);
+  lua_rawseti(L, -2, ++t->n);
+  lua_pop(L, 1);
+}
+
+/* The task at 'idx' waits for the Deferred at 'd'. */
+static void wait_for(lua_State *L, int idx, task *t, int d, task_wait wait) {
+  lua_pushvalue(L, idx);
+  coop__append(L, d, H_WAITER);
+  lua_pushvalue(L, d);
+  lua_setiuservalue(L, idx, TASK_WAIT);
+  t->wait = wait;
+  if (wait == WAIT_AWAITED && t->g) {
+    t->g->state = GENERATOR_WAITS;
+    lua_getiuservalue(L, idx, TASK_ITERATOR);
+    lua_getiuservalue(L, -1, GENERATOR_BODY);
+    lua_pushvalue(L, d);
+    lua_setiuservalue(L, -2, FIBER_WAIT); /* for others that share it */
+    coop__fiber_passed(L, lua_gettop(L));
+    lua_pop(L, 2);
+  }
+  leave_ring(L, idx, t);
+}
+
+/* The Deferred at 'd' was yielded. True when the task keeps its turn: what has
+   fired is a value like any other. */
+static bool take_deferred(lua_State *L, int idx, task *t, int d) {
+  deferred *w = lua_touserdata(L, d);
+  if (!settled(w)) {
+    wait_for(L, idx, t, d, WAIT_YIELDED);
+    return false;
+  }
+  coop__handled(L, d);
+  lua_getiuservalue(L, d, DEFERRED_RESULT);
+  if (w->flags & D_FAILED) {
+    fail(L, idx, t);
+    return false;
+  }
+  if (t->batch) collect(L, idx, t);
+  else lua_pop(L, 1);
+  return true;
+}
+
+/* The value on top was yielded or returned by the iterator. [-1, +0, m] */
+static bool take_value(lua_State *L, int idx, task *t) {
+  int at = lua_gettop(L);
+  bool on = true;
+  if (todeferred(L, at)) on = take_deferred(L, idx, t, at);
+  else if (t->batch) collect(L, idx, t);
+  lua_settop(L, at - 1);
+  return on;
+}
+
+/* --- events: what a step comes to, beside a plain yield ------------------------------------------------ */
+
+/* Resumes the task's thread with 'nargs' values on it; yields that only want a
+   new body run, or that a generator must not make, are seen to here. */
+static int resume_on(lua_State *L, task *t, int nargs, int *nres) {
+  coop_context *ctx = getctx(L);
+  lua_State *co = thread_of(t);
+  for (;;) {
+    int status = coop__resume(L, co, nargs, nres);
+    if (status != LUA_YIELD || ctx->signal == SIGNAL_NONE ||
+        ctx->signal == SIGNAL_AWAIT)
+      return status;
+    signal_kind signal = ctx->signal;
+    ctx->signal = SIGNAL_NONE;
+    ctx->passing = 0;
+    nargs = 1;
+    lua_settop(L, lua_gettop(L));
+    if (signal == SIGNAL_SPAWN) {
+      lua_xmove(co, L, 1);
+      coop__run(L, lua_gettop(L));
+      lua_xmove(L, co, 1);
+    } else {
+      lua_settop(co, -*nres - 1);
+      lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
+                      signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
+      ctx->raising = true;
+    }
+  }
+}
+
+/* The iterator is exhausted. */
+static void ended(lua_State *L, int idx, task *t) {
+  if (t->g) {
+    lua_getiuservalue(L, idx, TASK_ITERATOR);
+    if (!coop__generator_finish(L, lua_gettop(L))) { /* its value is dropped */
+      coop__reporterror(L);
+    }
+    lua_pop(L, 1);
+  }
+  finish(L, idx, t, TASK_DONE_STATE, 0, false);
+}
+
+/* The thread of the iterator died by an error. */
+static void died(lua_State *L, int idx, task *t) {
+  lua_State *co = thread_of(t);
+  int top = lua_gettop(L);
+  coop__capture(L, co, 0);
+  if (t->g) {
+    lua_getiuservalue(L, idx, TASK_ITERATOR);
+    coop__generator_finish(L, top + 1);
+  } else {
+    coop__close_thread(L, co);
+  }
+  coop__caught(L, true);
+  fail(L, idx, t);
+  lua_settop(L, top);
+}
+
+/* What a resumption of the task's thread came to; true: it may go on. */
+static bool resumed(lua_State *L, int idx, task *t, int status, int nres) {
+  coop_context *ctx = getctx(L);
+  lua_State *co = thread_of(t);
+  if (status == LUA_OK) {
+    lua_settop(co, 0);
+    if (t->state == TASK_LIVE) ended(L, idx, t);
+    return false;
+  }
+  if (status != LUA_YIELD) {
+    if (t->state == TASK_LIVE) {
+      died(L, idx, t);
+    } else { /* it had stopped itself: the error is nobody's outcome */
+      coop__capture(L, co, 0);
+      lua_xmove(co, L, 1);
+      coop__reporterror(L);
+    }
+    return false;
+  }
+  signal_kind signal = ctx->signal;
+  ctx->signal = SIGNAL_NONE;
+  if (nres == 0) return true;
+  lua_pushvalue(co, -nres);
+  lua_xmove(co, L, 1);
+  lua_settop(co, -nres - 1);
+  int at = lua_gettop(L);
+  if (t->state != TASK_LIVE) { /* stopped in its own step */
+    lua_settop(L, at - 1);
+    return false;
+  }
+  if (signal == SIGNAL_AWAIT) {
+    wait_for(L, idx, t, at, WAIT_AWAITED);
+    lua_settop(L, at - 1);
+    return false;
+  }
+  return take_value(L, idx, t);
+}
+
+/* Puts what the task's thread is to be resumed with on it; how many values. */
+static int pushinput(lua_State *L, int idx, task *t) {
+  lua_State *co = thread_of(t);
+  if (!t->resumes) {
+    lua_Debug ar;
+    if (lua_status(co) == LUA_OK && !lua_getstack(co, 0, &ar))
+      return lua_gettop(co) - 1; /* its first step: the arguments are there */
+    return 0;
+  }
+  t->resumes = false;
+  lua_getiuservalue(L, idx, TASK_WAIT);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_WAIT);
+  if (t->g) {
+    t->g->state = GENERATOR_READY;
+    lua_getiuservalue(L, idx, TASK_ITERATOR);
+    lua_getiuservalue(L, -1, GENERATOR_BODY);
+    coop__fiber_resumes(L, lua_gettop(L));
+    lua_pop(L, 2);
+  }
+  lua_getiuservalue(L, -1, DEFERRED_RESULT);
+  if (tofailure(L, -1)) {
+    coop__raised(L, lua_gettop(L));
+    lua_getiuservalue(L, -1, FAILURE_VALUE);
+    lua_remove(L, -2);
+    getctx(L)->raising = true;
+  }
+  lua_xmove(L, co, 1);
+  lua_pop(L, 1);
+  return 1;
+}
+
+/* Another task's generator waits: so does this one, for its turn with it. */
+static bool wait_shared(lua_State *L, int idx, task *t) {
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  lua_getiuservalue(L, -1, GENERATOR_BODY);
+  lua_getiuservalue(L, -1, FIBER_WAIT);
+  int d = lua_gettop(L);
+  if (todeferred(L, d) && !settled(lua_touserdata(L, d)))
+    wait_for(L, idx, t, d, WAIT_SHARED);
+  lua_settop(L, d - 3);
+  return false;
+}
+
+/* The values of a batch are stored as they are yielded, without a switch, until
+   it is full or the slice is over. */
+static bool step_batch(lua_State *L, int idx, task *t) {
+  coop_context *ctx = getctx(L);
+  cooperator *c = t->c;
+  lua_Integer end = t->n + t->batch;
+  int nres;
+  bool on = true;
+  while (on && t->n < end) {
+    lua_State *co = thread_of(t);
+    int nargs = pushinput(L, idx, t);
+    lua_getiuservalue(L, idx, TASK_VALUES);
+    lua_setiuservalue(L, CTX, CTX_EMIT);
+    ctx->emit.co = co;
+    ctx->emit.n = t->n;
+    ctx->emit.left = end - t->n - 1 < 256 ? end - t->n - 1 : 256;
+    int status = resume_on(L, t, nargs, &nres);
+    t->n = ctx->emit.n;
+    ctx->emit.co = NULL;
+    on = resumed(L, idx, t, status, nres);
+    if (t->n < end && !c->predicate && coop__now() >= c->until) break;
+  }
+  return on;
+}
+
+static bool step_resumed(lua_State *L, int idx, task *t) {
+  int nres;
+  if (t->g) {
+    if (t->g->state == GENERATOR_ENDED) {
+      finish(L, idx, t, TASK_DONE_STATE, 0, false);
+      return false;
+    }
+    if (t->g->state == GENERATOR_WAITS && !t->resumes) return wait_shared(L, idx, t);
+    if (t->g->state == GENERATOR_NEW) {
+      lua_getiuservalue(L, idx, TASK_ITERATOR);
+      coop__generator_start(L, lua_gettop(L));
+      lua_pop(L, 1);
+    }
+  }
+  lua_State *co = thread_of(t);
+  lua_Debug ar;
+  if (!t->resumes && lua_status(co) != LUA_YIELD) {
+    if (lua_status(co) == LUA_OK && !lua_getstack(co, 0, &ar)) {
+      if (lua_gettop(co) == 0) { /* a script's coroutine that has ended */
+        finish(L, idx, t, TASK_DONE_STATE, 0, false);
+        return false;
+      }
+    } else {
+      lua_pushliteral(L, "the iterator of a task is running already");
+      coop__tofailure(L);
+      fail(L, idx, t);
+      return false;
+    }
+  }
+  if (t->batch > 1) return step_batch(L, idx, t);
+  int status = resume_on(L, t, pushinput(L, idx, t), &nres);
+  return resumed(L, idx, t, status, nres);
+}
+
+/* Gets the next value of a callable or a sequence; false: an error, on top as a
+   Failure. */
+static bool pushnext(lua_State *L, int idx, task *t) {
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  if (t->index > 0) {
+    lua_rawgeti(L, -1, t->index++);
+    lua_remove(L, -2);
+    return true;
+  }
+  int at = lua_gettop(L);
+  pushctx(L, CTX_MSGH);
+  lua_insert(L, at);
+  bool ok = lua_pcall(L, 0, 1, at) == LUA_OK;
+  if (!ok) coop__caught(L, false);
+  lua_remove(L, at);
+  return ok;
+}
+
+static bool step_called(lua_State *L, int idx, task *t) {
+  for (lua_Integer left = t->batch ? t->batch : 1; left > 0; left--) {
+    bool ok = pushnext(L, idx, t);
+    if (t->state != TASK_LIVE) {
+      lua_pop(L, 1);
+      return false;
+    }
+    if (!ok) {
+      fail(L, idx, t);
+      return false;
+    }
+    if (lua_isnil(L, -1)) {
+      lua_pop(L, 1);
+      finish(L, idx, t, TASK_DONE_STATE, 0, false);
+      return false;
+    }
+    if (!take_value(L, idx, t)) return false;
+    if ((left & 15) == 0 && !t->c->predicate && coop__now() >= t->c->until) break;
+  }
+  return true;
+}
+
+/* The task whose slot is stale stopped itself or paused, and its step is over. */
+static void stale(lua_State *L, cooperator *c, int run) {
+  lua_Integer slot = c->stale;
+  c->stale = 0;
+  lua_rawgeti(L, run, slot);
+  int at = lua_gettop(L);
+  task *t = tokind(L, at, KIND_TASK);
+  if (t && t->slot == slot) {
+    if (t->state == TASK_LIVE) {
+      if (!coop__task_runnable(&t->base)) {
+        lua_pushboolean(L, 0);
+        lua_rawseti(L, run, slot);
+      }
+    } else {
+      lua_getiuservalue(L, at, TASK_WAIT); /* its outcome */
+      lua_pushnil(L);
+      lua_setiuservalue(L, at, TASK_WAIT);
+      close_iterator(L, at, at + 1);
+      give_slot(L, at, t);
+      announce(L, at, t, at + 1);
+    }
+  }
+  lua_settop(L, at - 1);
+}
+
+/* event(task, status) -> may it go on?   event(nil): sees to a stale task.
+   Upvalue 2 is the Cooperator. */
+static int event(lua_State *L) {
+  cooperator *c = lua_touserdata(L, lua_upvalueindex(2));
+  task *t = lua_touserdata(L, 1);
+  int status = (int)lua_tointeger(L, 2);
+  lua_settop(L, 1);
+  luaL_checkstack(L, 24, "step");
+  lua_getiuservalue(L, lua_upvalueindex(2), COOPERATOR_RUN);
+  if (!t) {
+    stale(L, c, 2);
+    return 0;
+  }
+  c->ctx->running = NULL;
+  pushtask(L, 2, t);
+  if (status == STEP_EVENT && !t->g && !t->co)
+    lua_pushboolean(L, step_called(L, 3, t));
+  else if (status == STEP_EVENT)
+    lua_pushboolean(L, step_resumed(L, 3, t));
+  else {
+    int nres = t->base.nout;
+    if (status == LUA_YIELD && c->ctx->signal > SIGNAL_AWAIT) {
+      /* a body to be run, or a misuse: on with the same step */
+      lua_State *co = thread_of(t);
+      signal_kind signal = c->ctx->signal;
+      c->ctx->signal = SIGNAL_NONE;
+      c->ctx->passing = 0;
+      if (signal == SIGNAL_SPAWN) {
+        lua_xmove(co, L, 1);
+        coop__run(L, lua_gettop(L));
+        lua_xmove(L, co, 1);
+      } else {
+        lua_settop(co, -nres - 1);
+        lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
+                        signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
+        c->ctx->raising = true;
+      }
+      status = resume_on(L, t, 1, &nres);
+    }
+    lua_pushboolean(L, resumed(L, 3, t, status, nres));
+  }
+  t->base.nout = 0;
+  return 1;
+}
+
+/* --- waking ----------------------------------------------------------------------------------------- */
+
+void coop__task_wake(lua_State *L, int idx, int from) {
+  task *t = lua_touserdata(L, idx);
+  deferred *d = lua_touserdata(L, from);
+  task_wait wait = t->wait;
+  luaL_checkstack(L, 16, "task");
+  coop__handled(L, from);
+  t->wait = WAIT_NONE;
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_WAIT);
+  if (t->state != TASK_LIVE) return;
+  if (wait == WAIT_AWAITED) {
+    lua_pushvalue(L, from);
+    lua_setiuservalue(L, idx, TASK_WAIT);
+    t->resumes = true;
+  } else if (wait == WAIT_YIELDED) {
+    lua_getiuservalue(L, from, DEFERRED_RESULT);
+    if (d->flags & D_FAILED) {
+      fail(L, idx, t);
+      return;
+    }
+    if (t->batch) collect(L, idx, t);
+    else lua_pop(L, 1);
+  }
+  if (!enter_ring(L, idx, t)) coop__reporterror(L);
+}
+
+void coop__task_hold(lua_State *L, int idx, bool hold) {
+  task *t = lua_touserdata(L, idx);
+  if (hold) {
+    t->pauses++;
+    leave_ring(L, idx, t);
+  } else if (t->pauses && --t->pauses == 0) {
+    if (!enter_ring(L, idx, t)) coop__reporterror(L);
+  }
+}
+
+lua_Integer coop__waiting_tasks(lua_State *L, lua_Integer n) {
+  int top = lua_gettop(L);
+  lua_Integer found = 0;
+  pushctx(L, CTX_COOPERATOR);
+  cooperator *c = lua_touserdata(L, -1);
+  lua_getiuservalue(L, -1, COOPERATOR_ALL);
+  for (lua_Integer i = 1; i <= c->slots; i++) {
+    lua_rawgeti(L, top + 2, i);
+    task *t = tokind(L, -1, KIND_TASK);
+    if (t && t->wait == WAIT_YIELDED) {
+      lua_pushfstring(L, "a task of coop.cooperator waits for a Deferred (%p)", t);
+      lua_rawseti(L, 1, n + ++found);
+    }
+    lua_pop(L, 1);
+  }
+  lua_settop(L, top);
+  return found;
+}
+
+bool coop__task_cancel(lua_State *L, int idx) {
+  task *t = lua_touserdata(L, idx);
+  int top = lua_gettop(L);
+  if (t->state != TASK_LIVE) return true;
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, TASK_TARGET);
+  pushstopped(L, TASK_STOPPED);
+  lua_pushvalue(L, -1);
+  finish(L, idx, t, TASK_STOPPED, top + 1, true);
+  bool ok = lua_rawequal(L, top + 1, top + 2);
+  lua_settop(L, ok ? top : top + 1);
+  return ok;
+}
+
+/* --- methods of a task -------------------------------------------------------------------------------- */
+
+static task *checktask(lua_State *L, const char *fname) {
+  return coop__checkkind(L, 1, KIND_TASK, fname, 0);
+}
+
+static task *checklive(lua_State *L, const char *fname) {
+  task *t = checktask(L, fname);
+  if (t->state != TASK_LIVE)
+    coop__raise(L, state_class[t->state], fname, state_text[t->state]);
+  return t;
+}
+
+static int task_pause(lua_State *L) {
+  task *t = checklive(L, "pause");
+  if (t->pauses == UINT16_MAX) return luaL_error(L, "pause: too many pauses");
+  coop__task_hold(L, 1, true);
+  return 0;
+}
+
+static int task_resume(lua_State *L) {
+  task *t = checktask(L, "resume");
+  if (t->pauses == 0)
+    return coop__raise(L, "NotPaused", "resume", "the task is not paused");
+  coop__task_hold(L, 1, false);
+  return 0;
+}
+
+static int task_stop(lua_State *L) {
+  task *t = checklive(L, "stop");
+  stop(L, 1, t, TASK_STOPPED);
+  return 0;
+}
+
+static int task_when_done(lua_State *L) {
+  task *t = checktask(L, "when_done");
+  lua_settop(L, 1);
+  coop__deferred_new(L); /* 2 */
+  lua_getiuservalue(L, 1, TASK_DONE);
+  if (t->state == TASK_LIVE || t->c->stale == t->slot) {
+    if (!lua_istable(L, 3)) {
+      lua_settop(L, 2);
+      lua_newtable(L);
+      lua_pushvalue(L, 3);
+      lua_setiuservalue(L, 1, TASK_DONE);
+    }
+    lua_pushvalue(L, 2);
+    lua_rawseti(L, 3, (lua_Integer)lua_rawlen(L, 3) + 1);
+  } else if (todeferred(L, 3)) {
+    coop__handled(L, 3);
+    lua_getiuservalue(L, 3, DEFERRED_RESULT);
+    coop__fire(L, 2);
+  } else {
+    lua_getiuservalue(L, 1, TASK_ITERATOR);
+    coop__fire(L, 2);
+  }
+  lua_settop(L, 2);
+  return 1;
+}
+
+static int task__tostring(lua_State *L) {
+  static const char *const words[] = {"", "done", "stopped", "failed",
+                                      "scheduler stopped"};
+  task *t = checktask(L, "tostring");
+  lua_pushfstring(L, "CooperativeTask: %p (%s)", (void *)t,
+                  t->state ? words[t->state]
+                  : t->wait ? "waiting"
+                  : t->pauses ? "paused" : "runnable");
+  return 1;
+}
+
+/* --- methods of a Cooperator -------------------------------------------------------------------------------- */
+
+static cooperator *checkcooperator(lua_State *L, int idx, const char *fname, int arg) {
+  return coop__checkkind(L, idx, KIND_COOPERATOR, fname, arg);
+}
+
+/* Slots whose tasks were collected unfinished are free again. */
+static void reclaim(lua_State *L, cooperator *c, int run, int all) {
+  for (lua_Integer i = 1; i <= c->slots; i++) {
+    bool gone = lua_rawgeti(L, all, i) == LUA_TNIL;
+    gone = lua_rawgeti(L, run, i) == LUA_TBOOLEAN && gone;
+    lua_pop(L, 2);
+    if (!gone) continue;
+    lua_pushinteger(L, c->free);
+    lua_rawseti(L, run, i);
+    c->free = i;
+  }
+}
+
+static lua_Integer take_slot(lua_State *L, cooperator *c, int run, int all) {
+  if (!c->free && c->slots >= 64 && (c->slots & (c->slots - 1)) == 0)
+    reclaim(L, c, run, all);
+  if (!c->free) return ++c->slots;
+  lua_Integer slot = c->free;
+  lua_rawgeti(L, run, slot);
+  c->free = lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  return slot;
+}
+
+/* Makes a task of the iterator at 'it' for the Cooperator at 'idx'; it is not in
+   the ring yet. [-0, +1, m] */
+static task *task_new(lua_State *L, int idx, int it, lua_Integer batch) {
+  cooperator *c = lua_touserdata(L, idx);
+  task *t = coop__new(L, KIND_TASK, sizeof *t,
+                      batch ? TASK_COLLECT_NUV : TASK_NUV);
+  int at = lua_gettop(L);
+  t->c = c;
+  t->g = tokind(L, it, KIND_GENERATOR);
+  t->co = lua_tothread(L, it);
+  t->index = !t->g && lua_istable(L, it) && !coop__callable(L, it) ? 1 : 0;
+  t->batch = batch;
+  coop__task_init(&t->base, batch > 1 || (!t->g && !t->co) ? &ops_event
+                            : t->g ? &ops_generator : &ops_thread);
+  lua_pushvalue(L, idx);
+  lua_setiuservalue(L, at, TASK_COOPERATOR);
+  lua_pushvalue(L, it);
+  lua_setiuservalue(L, at, TASK_ITERATOR);
+  lua_getiuservalue(L, idx, COOPERATOR_RUN);
+  lua_getiuservalue(L, idx, COOPERATOR_ALL);
+  t->slot = take_slot(L, c, at + 1, at + 2);
+  lua_pushboolean(L, 0);
+  lua_rawseti(L, at + 1, t->slot);
+  lua_pushvalue(L, at);
+  lua_rawseti(L, at + 2, t->slot);
+  lua_settop(L, at);
+  t->seq = c->seq++;
+  return t;
+}
+
+/* Puts the new task on top into the ring; of a stopped Cooperator it is over at
+   once. One that is not started yet only keeps it. */
+static void add(lua_State *L, cooperator *c, task *t) {
+  int at = lua_gettop(L);
+  if (c->stopped) { /* stopped */
+    stop(L, at, t, TASK_SCHEDULER_STOPPED);
+    return;
+  }
+  if (enter_ring(L, at, t)) return;
+  leave_ring(L, at, t); /* as if it had never been added */
+  t->state = TASK_STOPPED;
+  give_slot(L, at, t);
+  lua_error(L);
+}
+
+/* c:cooperate(iterator) */
+static int cooperate_with(lua_State *L, int idx, int it) {
+  cooperator *c = lua_touserdata(L, idx);
+  task *t = task_new(L, idx, it, 0);
+  add(L, c, t);
+  return 1;
+}
+
+static int cooperator_cooperate(lua_State *L) {
+  checkcooperator(L, 1, "cooperate", 0);
+  coop__checkiterator(L, 2, "cooperate", 1);
+  lua_settop(L, 2);
+  return cooperate_with(L, 1, 2);
+}
+
+/* The Deferred of a new task: 'done' at index 'd' if given. Its errors reach it
+   only; that of the task counts as seen. */
+static int coiterate_with(lua_State *L, int idx, int it, int d) {
+  cooperate_with(L, idx, it);
+  int at = lua_gettop(L);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, task_when_done, 1);
+  lua_pushvalue(L, at);
+  lua_call(L, 1, 1);
+  if (!d) return 1;
+  lua_pushvalue(L, d);
+  coop__append(L, at + 1, H_CHAIN);
+  coop__run(L, at + 1);
+  lua_pushvalue(L, d);
+  return 1;
+}
+
+/* A done_deferred must be one that can still be fired. */
+static int check_done(lua_State *L, int idx, const char *fname) {
+  if (lua_isnoneornil(L, idx)) return 0;
+  deferred *d = coop__checkdeferred(L, idx, fname, 2);
+  if (d->flags & D_FIRED)
+    coop__argerror(L, fname, 2, "a Deferred that has not fired expected");
+  return idx;
+}
+
+static int cooperator_coiterate(lua_State *L) {
+  checkcooperator(L, 1, "coiterate", 0);
+  coop__checkiterator(L, 2, "coiterate", 1);
+  int d = check_done(L, 3, "coiterate");
+  lua_settop(L, 3);
+  return coiterate_with(L, 1, 2, d);
+}
+
+static int cooperator_start(lua_State *L) {
+  cooperator *c = checkcooperator(L, 1, "start", 0);
+  c->running = true;
+  c->stopped = false;
+  return schedule(L, 1, c) ? 0 : lua_error(L);
+}
+
+typedef struct numbered {
+  uint64_t seq;
+  lua_Integer slot;
+} numbered;
+
+static int by_seq(const void *a, const void *b) {
+  const numbered *x = a, *y = b;
+  return (x->seq > y->seq) - (x->seq < y->seq);
+}
+
+static int cooperator_stop(lua_State *L) {
+  cooperator *c = checkcooperator(L, 1, "stop", 0);
+  lua_settop(L, 1);
+  c->running = false;
+  c->stopped = true;
+  unschedule(L, 1, c);
+  lua_getiuservalue(L, 1, COOPERATOR_ALL); /* 2 */
+  numbered *list = lua_newuserdatauv(L, (size_t)c->slots * sizeof *list + 1, 0);
+  size_t n = 0;
+  lua_newtable(L); /* 4: holds them */
+  for (lua_Integer i = 1; i <= c->slots; i++) {
+    lua_rawgeti(L, 2, i);
+    task *t = tokind(L, -1, KIND_TASK);
+    if (t && t->state == TASK_LIVE) {
+      list[n++] = (numbered){t->seq, i};
+      lua_rawseti(L, 4, i);
+    } else {
+      lua_pop(L, 1);
+    }
+  }
+  qsort(list, n, sizeof *list, by_seq);
+  for (size_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 4, list[i].slot);
+    task *t = lua_touserdata(L, 5);
+    if (t->state == TASK_LIVE) stop(L, 5, t, TASK_SCHEDULER_STOPPED);
+    lua_settop(L, 4);
+  }
+  return 0;
+}
+
+static int cooperator__index(lua_State *L) {
+  cooperator *c = checkcooperator(L, 1, "Cooperator", 0);
+  lua_settop(L, 2);
+  lua_pushvalue(L, 2);
+  if (lua_rawget(L, lua_upvalueindex(2)) != LUA_TNIL) return 1;
+  if (lua_type(L, 2) != LUA_TSTRING) return 1;
+  const char *key = lua_tostring(L, 2);
+  if (!strcmp(key, "running")) lua_pushboolean(L, c->running);
+  else if (!strcmp(key, "slice")) lua_pushnumber(L, c->slice);
+  else if (!strcmp(key, "quantum")) lua_pushinteger(L, (lua_Integer)c->sched.quantum);
+  return 1;
+}
+
+static int cooperator__tostring(lua_State *L) {
+  cooperator *c = checkcooperator(L, 1, "tostring", 0);
+  lua_pushfstring(L, "Cooperator: %p (%s, %I runnable)", (void *)c,
+                  c->running ? "running" : "not running",
+                  (lua_Integer)c->sched.count);
+  return 1;
+}
+
+/* A Cooperator that is collected has no tick to come; its tasks are gone too. */
+static int cooperator__gc(lua_State *L) {
+  cooperator *c = tokind(L, 1, KIND_COOPERATOR);
+  if (c && c->scheduled && !c->custom) {
+    coop__link_remove(&c->active);
+    c->scheduled = false;
+  }
+  return 0;
+}
+
+/* --- making -------------------------------------------------------------------------------------------------- */
+
+static cooperator *cooperator_make(lua_State *L) {
+  cooperator *c = coop__new(L, KIND_COOPERATOR, sizeof *c, COOPERATOR_NUV);
+  int at = lua_gettop(L);
+  coop__sched_init(&c->sched, 1);
+  coop__link_init(&c->active);
+  c->ctx = getctx(L);
+  c->slice = 0.01;
+  c->stride = 16;
+  c->running = true;
+  lua_newtable(L);
+  lua_setiuservalue(L, at, COOPERATOR_RUN);
+  lua_newtable(L);
+  lua_createtable(L, 0, 1);
+  lua_pushliteral(L, "v");
+  lua_setfield(L, -2, "__mode");
+  lua_setmetatable(L, -2);
+  lua_setiuservalue(L, at, COOPERATOR_ALL);
+  return c;
+}
+
+/* Checks the fields of the options table at 1. */
+static void checkfields(lua_State *L) {
+  static const char *const known[] = {"termination_predicate_factory", "scheduler",
+                                      "started", "slice", "quantum", NULL};
+  lua_pushnil(L);
+  while (lua_next(L, 1)) {
+    int i = 0;
+    const char *key = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "?";
+    while (known[i] && strcmp(known[i], key)) i++;
+    if (!known[i])
+      luaL_error(L, "bad argument #1 to 'Cooperator' (unknown field '%s')", key);
+    lua_pop(L, 1);
+  }
+}
+
+static void checkfunction(lua_State *L, const char *field) {
+  lua_getfield(L, 1, field);
+  if (!lua_isnil(L, -1) && !coop__callable(L, -1))
+    luaL_error(L, "bad argument #1 to 'Cooperator' (field '%s': function "
+                  "expected, got %s)", field, luaL_typename(L, -1));
+}
+
+static int cooperator_new(lua_State *L) {
+  double slice = 0.01;
+  lua_Integer quantum = 1;
+  lua_settop(L, 1);
+  if (lua_isnil(L, 1)) {
+    lua_newtable(L);
+    lua_replace(L, 1);
+  }
+  if (!lua_istable(L, 1)) return coop__typeerror(L, "Cooperator", 1, 1, "table");
+  checkfields(L);
+  if (lua_getfield(L, 1, "slice") != LUA_TNIL)
+    slice = coop__checkseconds(L, 2, "Cooperator", 1);
+  if (lua_getfield(L, 1, "quantum") != LUA_TNIL)
+    quantum = coop__checkcount(L, 3, "Cooperator", 1);
+  lua_getfield(L, 1, "started");
+  bool started = lua_isnil(L, 4) || lua_toboolean(L, 4);
+  checkfunction(L, "termination_predicate_factory"); /* 5 */
+  checkfunction(L, "scheduler");                     /* 6 */
+  cooperator *c = cooperator_make(L);                /* 7 */
+  c->slice = slice;
+  c->sched.quantum = (size_t)quantum;
+  c->running = started;
+  c->custom = !lua_isnil(L, 6);
+  lua_pushvalue(L, 5);
+  lua_setiuservalue(L, 7, COOPERATOR_FACTORY);
+  lua_pushvalue(L, 6);
+  lua_setiuservalue(L, 7, COOPERATOR_SCHEDULER);
+  if (c->custom) {
+    lua_pushvalue(L, CTX);
+    lua_pushvalue(L, 7);
+    lua_pushcclosure(L, tick_called, 2);
+    lua_setiuservalue(L, 7, COOPERATOR_TICK);
+  }
+  return 1;
+}
+
+/* --- on the global Cooperator ------------------------------------------------------------------------------------ */
+
+static int cooperate(lua_State *L) {
+  coop__checkiterator(L, 1, "cooperate", 1);
+  lua_settop(L, 1);
+  pushctx(L, CTX_COOPERATOR);
+  return cooperate_with(L, 2, 1);
+}
+
+static int coiterate(lua_State *L) {
+  coop__checkiterator(L, 1, "coiterate", 1);
+  int d = check_done(L, 2, "coiterate");
+  lua_settop(L, 2);
+  pushctx(L, CTX_COOPERATOR);
+  return coiterate_with(L, 3, 1, d);
+}
+
+/* Starts a task that accumulates: iterator at 'it', Cooperator (or nil) at 'idx'. */
+static int accumulate_with(lua_State *L, const char *fname, int it, int arg,
+                           lua_Integer batch) {
+  coop__checkiterator(L, it, fname, arg);
+  int c = it + 1;
+  lua_settop(L, c);
+  if (lua_isnil(L, c)) {
+    pushctx(L, CTX_COOPERATOR);
+    lua_replace(L, c);
+  }
+  checkcooperator(L, c, fname, arg + 1);
+  coop__deferred_new(L);
+  task *t = task_new(L, c, it, batch);
+  lua_newtable(L);
+  lua_setiuservalue(L, c + 2, TASK_VALUES);
+  lua_pushvalue(L, c + 1);
+  lua_setiuservalue(L, c + 2, TASK_TARGET);
+  lua_pushvalue(L, c + 2);
+  lua_setiuservalue(L, c + 1, DEFERRED_RESULT); /* cancel and pause reach it */
+  add(L, lua_touserdata(L, c), t);
+  lua_settop(L, c + 1);
+  return 1;
+}
+
+static int accumulate(lua_State *L) {
+  return accumulate_with(L, "accumulate", 1, 1, 1);
+}
+
+static int batch_accumulate(lua_State *L) {
+  lua_Integer batch = coop__checkcount(L, 1, "batch_accumulate", 1);
+  return accumulate_with(L, "batch_accumulate", 2, 2, batch);
+}
+
+static const luaL_Reg task_methods[] = {
+  {"pause", task_pause},
+  {"resume", task_resume},
+  {"stop", task_stop},
+  {"when_done", task_when_done},
+  {NULL, NULL}
+};
+
+static const luaL_Reg task_meta[] = {
+  {"__tostring", task__tostring},
+  {NULL, NULL}
+};
+
+static const luaL_Reg cooperator_methods[] = {
+  {"cooperate", cooperator_cooperate},
+  {"coiterate", cooperator_coiterate},
+  {"start", cooperator_start},
+  {"stop", cooperator_stop},
+  {NULL, NULL}
+};
+
+static const luaL_Reg cooperator_meta[] = {
+  {"__tostring", cooperator__tostring},
+  {"__gc", cooperator__gc},
+  {NULL, NULL}
+};
+
+static const luaL_Reg functions[] = {
+  {"Cooperator", cooperator_new},
+  {"cooperate", cooperate},
+  {"coiterate", coiterate},
+  {"accumulate", accumulate},
+  {"batch_accumulate", batch_accumulate},
+  {NULL, NULL}
+};
+
+void coop__open_cooperator(lua_State *L) {
+  coop__newtype(L, KIND_TASK, task_methods, task_meta);
+  coop__newtype(L, KIND_COOPERATOR, NULL, cooperator_meta);
+  pushctx(L, CTX_META + KIND_COOPERATOR);
+  lua_pushvalue(L, CTX);
+  lua_newtable(L);
+  coop__setfuncs(L, cooperator_methods);
+  lua_pushcclosure(L, cooperator__index, 2);
+  lua_setfield(L, -2, "__index");
+  lua_pushvalue(L, 1);
+  coop__setfuncs(L, functions);
+  cooperator_make(L);
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, CTX, CTX_COOPERATOR);
+  lua_setfield(L, 1, "cooperator");
+  lua_settop(L, 2);
+}

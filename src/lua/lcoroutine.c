@@ -1,0 +1,402 @@
+/*
+** lcoroutine.c - bodies: functions that run in a coroutine for a Deferred.
+**
+** A body is its own Deferred. It is resumed only by coop__run, and has run to
+** its first wait when the call that made it returns: directly, or, where that
+** would nest too deep, by way of the run that the caller itself is in.
+*/
+#include "lcoop.h"
+
+/* --- making ----------------------------------------------------------------------- */
+
+body *coop__body_new(lua_State *L, kind k, int nargs) {
+  int first = lua_gettop(L) - nargs;
+  body *b = coop__new(L, k, sizeof *b, BODY_NUV);
+  lua_insert(L, first);
+  fiber *f = coop__fiber_take(L);
+  lua_setiuservalue(L, first, BODY_FIBER);
+  b->co = f->co;
+  b->nargs = nargs;
+  b->state = BODY_ENDED; /* harmless until its function is in place */
+  luaL_argcheck(L, lua_checkstack(b->co, nargs + 2), 1, "too many arguments");
+  lua_xmove(L, b->co, nargs + 1);
+  b->state = BODY_START;
+  return b;
+}
+
+static int start_body(lua_State *L);
+
+/* The kind of body that the C function at 'idx' makes, with its function pushed;
+   KIND_COUNT when it makes none. */
+static kind pushbody(lua_State *L, int idx) {
+  if (lua_tocfunction(L, idx) != start_body) return KIND_COUNT;
+  lua_getupvalue(L, idx, 2);
+  lua_getupvalue(L, idx, 3);
+  kind k = (kind)lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  return k;
+}
+
+/* Runs the new body on top to its first wait. */
+static int start(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  int at = lua_gettop(L);
+  if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L))
+    return coop__signal(L, SIGNAL_SPAWN, 1);
+  coop__run(L, at);
+  return 1;
+}
+
+/* What inline_callbacks and coroutine return: upvalues 2 and 3 are the function
+   and the kind of body. */
+static int start_body(lua_State *L) {
+  int nargs = lua_gettop(L);
+  luaL_checkstack(L, 16, "coroutine");
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_insert(L, 1);
+  coop__body_new(L, (kind)lua_tointeger(L, lua_upvalueindex(3)), nargs);
+  return start(L);
+}
+
+static int make(lua_State *L, const char *fname, kind k) {
+  coop__checkcallable(L, 1, fname, 1);
+  lua_settop(L, 1);
+  lua_pushvalue(L, CTX);
+  lua_insert(L, 1);
+  lua_pushinteger(L, k);
+  lua_pushcclosure(L, start_body, 3);
+  return 1;
+}
+
+static int inline_callbacks(lua_State *L) {
+  return make(L, "inline_callbacks", KIND_INLINE);
+}
+
+static int coroutine(lua_State *L) {
+  return make(L, "coroutine", KIND_COROUTINE);
+}
+
+static int spawn(lua_State *L) {
+  coop__checkcallable(L, 1, "spawn", 1);
+  luaL_checkstack(L, 16, "spawn");
+  coop__body_new(L, KIND_COROUTINE, lua_gettop(L) - 1);
+  return start(L);
+}
+
+/* --- ending -------------------------------------------------------------------------- */
+
+/* The body is over: its fiber goes back. */
+static void give_back(lua_State *L, int cur, body *b) {
+  b->state = BODY_ENDED;
+  b->co = NULL;
+  lua_getiuservalue(L, cur, BODY_FIBER);
+  coop__fiber_give(L, lua_gettop(L));
+  lua_pop(L, 1);
+  lua_pushnil(L);
+  lua_setiuservalue(L, cur, BODY_FIBER);
+  lua_pushnil(L);
+  lua_setiuservalue(L, cur, BODY_WAIT);
+}
+
+/* Closes the body's coroutines; an error of a closer is on top, as a Failure. */
+static bool close_fiber(lua_State *L, int cur) {
+  lua_getiuservalue(L, cur, BODY_FIBER);
+  bool ok = coop__fiber_close(L, lua_gettop(L));
+  if (!ok) coop__caught(L, false);
+  lua_remove(L, ok ? -1 : -2);
+  return ok;
+}
+
+/* Ends the body with the value, Failure or Deferred on top. [-1, +0, m] */
+static void finish(lua_State *L, int cur, body *b) {
+  give_back(L, cur, b);
+  coop__body_settle(L, cur);
+}
+
+/* A body that was cancelled is closed; cancelled is its outcome, unless a closer
+   failed. */
+static void close_body(lua_State *L, int cur, body *b) {
+  b->state = BODY_RUNS;
+  if (b->d.flags & D_FIRED) return;
+  if (close_fiber(L, cur)) {
+    coop__pusherror(L, "CancelledError", "cancelled");
+    coop__tofailure(L);
+  }
+  finish(L, cur, b);
+}
+
+/* The body died: its frames are kept, its closers run, the error, or that of a
+   closer, is its outcome. */
+static void died(lua_State *L, int cur, body *b) {
+  coop__capture(L, b->co, 0);
+  lua_pushnil(L);
+  int at = lua_gettop(L);
+  if (coop__close_thread(L, b->co)) lua_pushnil(L); /* it cannot be */
+  lua_replace(L, at);
+  coop__caught(L, true);
+  finish(L, cur, b);
+}
+
+/* --- yields ----------------------------------------------------------------------------- */
+
+/* Moves the last of the values that the body yielded to L, drops the others. */
+static void pushyielded(lua_State *L, body *b, int nres) {
+  lua_xmove(b->co, L, 1);
+  lua_settop(b->co, -nres);
+}
+
+static void will_raise(lua_State *L, int cur, body *b) {
+  b->state = BODY_ERROR;
+  lua_setiuservalue(L, cur, BODY_WAIT);
+}
+
+/* The body waits for the Deferred on top. [-1, +0, m] */
+static void wait(lua_State *L, int cur, body *b) {
+  deferred *d = lua_touserdata(L, -1);
+  int at = lua_gettop(L);
+  if (b->cancelled) { /* in its own step: here it ends */
+    if (d->waiters == 0) coop__cancel(L, at);
+    b->state = BODY_CLOSES;
+  } else if (d == &b->d || (b->d.waiters && coop__waitson(L, at, &b->d))) {
+    coop__pushcycle(L);
+    will_raise(L, cur, b);
+  } else if (settled(d)) {
+    coop__body_wake(L, cur, at);
+  } else {
+    lua_pushvalue(L, cur);
+    coop__append(L, at, H_WAITER);
+    lua_pushvalue(L, at);
+    lua_setiuservalue(L, cur, BODY_WAIT);
+    b->state = BODY_WAITS;
+  }
+  lua_settop(L, at - 1);
+}
+
+/* A plain yield: a Deferred is awaited, a Failure raised, the rest handed back. */
+static void yielded(lua_State *L, int cur, body *b, int nres) {
+  if (nres > 0 && lua_type(b->co, -nres) == LUA_TUSERDATA) {
+    lua_pushvalue(b->co, -nres);
+    lua_xmove(b->co, L, 1);
+    if (todeferred(L, -1)) {
+      lua_settop(b->co, -nres - 1);
+      wait(L, cur, b);
+      return;
+    }
+    if (tofailure(L, -1)) {
+      lua_settop(b->co, -nres - 1);
+      will_raise(L, cur, b);
+      return;
+    }
+    lua_pop(L, 1);
+  }
+  b->state = BODY_PLAIN;
+  b->nargs = nres;
+}
+
+/* Another function takes the body's place: its arguments are yielded behind it.
+   What is no function is the result. */
+static void noreturn_to(lua_State *L, int cur, body *b, int nres) {
+  luaL_checkstack(L, nres + 8, "noreturn");
+  lua_xmove(b->co, L, nres);
+  int first = lua_gettop(L) - nres + 1;
+  if (!close_fiber(L, cur)) {
+    lua_replace(L, first);
+    lua_settop(L, first);
+    finish(L, cur, b);
+    return;
+  }
+  if (!coop__callable(L, first)) {
+    lua_settop(L, first);
+    finish(L, cur, b);
+    return;
+  }
+  if (pushbody(L, first) != KIND_COUNT) lua_replace(L, first);
+  luaL_argcheck(L, lua_checkstack(b->co, nres), 1, "too many arguments");
+  lua_xmove(L, b->co, nres);
+  b->nargs = nres - 1;
+  b->state = BODY_START;
+}
+
+static void leave_with(lua_State *L, int cur, body *b, int nres) {
+  pushyielded(L, b, nres);
+  int at = lua_gettop(L);
+  if (!close_fiber(L, cur)) lua_replace(L, at);
+  lua_settop(L, at);
+  finish(L, cur, b);
+}
+
+static void on_yield(lua_State *L, int cur, body *b, int nres) {
+  coop_context *ctx = getctx(L);
+  signal_kind signal = ctx->signal;
+  ctx->signal = SIGNAL_NONE;
+  lua_getiuservalue(L, cur, BODY_FIBER);
+  coop__fiber_passed(L, lua_gettop(L));
+  lua_pop(L, 1);
+  switch (signal) {
+    case SIGNAL_NONE: yielded(L, cur, b, nres); break;
+    case SIGNAL_AWAIT:
+      pushyielded(L, b, nres);
+      wait(L, cur, b);
+      break;
+    case SIGNAL_SPAWN:
+      pushyielded(L, b, nres);
+      lua_pushvalue(L, -1);
+      lua_setiuservalue(L, cur, BODY_WAIT);
+      b->state = BODY_VALUE;
+      coop__enter(L, cur, true);
+      break;
+    case SIGNAL_NORETURN: noreturn_to(L, cur, b, nres); break;
+    case SIGNAL_RETURN: leave_with(L, cur, b, nres); break;
+    case SIGNAL_EXIT:
+      lua_settop(b->co, -nres - 1);
+      b->state = BODY_CLOSES;
+      break;
+  }
+}
+
+/* --- resuming ------------------------------------------------------------------------------ */
+
+/* Puts what the body is to be resumed with on its thread; how many values. */
+static int pushinput(lua_State *L, int cur, body *b) {
+  if (b->state != BODY_VALUE && b->state != BODY_ERROR) return b->nargs;
+  lua_getiuservalue(L, cur, BODY_WAIT);
+  if (b->state == BODY_ERROR) {
+    coop__raised(L, lua_gettop(L));
+    lua_getiuservalue(L, -1, FAILURE_VALUE);
+    lua_remove(L, -2);
+    getctx(L)->raising = true;
+  }
+  lua_xmove(L, b->co, 1);
+  lua_pushnil(L);
+  lua_setiuservalue(L, cur, BODY_WAIT);
+  lua_getiuservalue(L, cur, BODY_FIBER);
+  coop__fiber_resumes(L, lua_gettop(L));
+  lua_pop(L, 1);
+  return 1;
+}
+
+/* Moves the first of the values that the body returned to L. */
+static void pushreturned(lua_State *L, body *b, int nres) {
+  lua_settop(b->co, lua_gettop(b->co) - nres + 1);
+  lua_xmove(b->co, L, 1);
+}
+
+void coop__body_resume(lua_State *L, int cur) {
+  body *b = lua_touserdata(L, cur);
+  int nres, top = lua_gettop(L);
+  if (b->state == BODY_CLOSES) {
+    close_body(L, cur, b);
+    return;
+  }
+  int n = pushinput(L, cur, b);
+  b->state = BODY_RUNS;
+  int status = coop__resume(L, b->co, n, &nres);
+  if (status == LUA_YIELD) {
+    on_yield(L, cur, b, nres);
+  } else if (status == LUA_OK) {
+    if (nres == 0) lua_pushnil(L);
+    else pushreturned(L, b, nres);
+    finish(L, cur, b);
+  } else {
+    died(L, cur, b);
+  }
+  lua_settop(L, top);
+}
+
+void coop__body_wake(lua_State *L, int cur, int from) {
+  body *b = lua_touserdata(L, cur);
+  deferred *d = lua_touserdata(L, from);
+  b->cascaded = 0;
+  coop__handled(L, from);
+  if (b->cancelled) {
+    b->state = BODY_CLOSES;
+    return;
+  }
+  b->state = d->flags & D_FAILED ? BODY_ERROR : BODY_VALUE;
+  lua_getiuservalue(L, from, DEFERRED_RESULT);
+  lua_setiuservalue(L, cur, BODY_WAIT);
+}
+
+/* --- module functions ------------------------------------------------------------------------- */
+
+static int await(lua_State *L) {
+  coop__checkwait(L, "await");
+  lua_settop(L, 1);
+  deferred *d = todeferred(L, 1);
+  if (!d) return 1;
+  if (!settled(d)) return coop__signal(L, SIGNAL_AWAIT, 1);
+  lua_getiuservalue(L, 1, DEFERRED_RESULT);
+  if (!(d->flags & D_FAILED)) return 1;
+  coop__handled(L, 1);
+  coop__raised(L, 2);
+  lua_getiuservalue(L, 2, FAILURE_VALUE);
+  return lua_error(L);
+}
+
+static int noreturn(lua_State *L) {
+  luaL_argcheck(L, lua_gettop(L) > 0, 1, "function expected, got no value");
+  coop__checkwait(L, "noreturn");
+  return coop__signal(L, SIGNAL_NORETURN, lua_gettop(L));
+}
+
+static int return_value(lua_State *L) {
+  coop__checkwait(L, "return_value");
+  lua_settop(L, 1);
+  return coop__signal(L, SIGNAL_RETURN, 1);
+}
+
+static const luaL_Reg functions[] = {
+  {"inline_callbacks", inline_callbacks},
+  {"coroutine", coroutine},
+  {"spawn", spawn},
+  {"await", await},
+  {"noreturn", noreturn},
+  {"return_value", return_value},
+  {NULL, NULL}
+};
+
+/* core.main(f, ...): a body as of inline_callbacks, but not started: it runs when
+   core.start is called with it. */
+static int main_body(lua_State *L) {
+  coop__body_new(L, KIND_INLINE, lua_gettop(L) - 1);
+  return 1;
+}
+
+static int start_main(lua_State *L) {
+  coop__checkdeferred(L, 1, "start", 1);
+  coop__run(L, 1);
+  return 0;
+}
+
+/* core.interrupt(body, message): raises the message where the body waits. What
+   it alone waited on is cancelled. */
+static int interrupt_body(lua_State *L) {
+  body *b = tobody(coop__checkdeferred(L, 1, "interrupt", 1));
+  lua_settop(L, 2);
+  if (!b || b->state != BODY_WAITS) return 0;
+  lua_pushvalue(L, 1);
+  lua_getiuservalue(L, 1, BODY_WAIT); /* stack: body, message, body, source */
+  coop__detach(L, 4, b);
+  lua_pushvalue(L, 2);
+  coop__capture(L, b->co, 0);
+  coop__tofailure(L);
+  will_raise(L, 1, b);
+  if (((deferred *)lua_touserdata(L, 4))->waiters == 0) coop__cancel(L, 4);
+  coop__run(L, 1);
+  return 0;
+}
+
+static const luaL_Reg core_functions[] = {
+  {"interrupt", interrupt_body},
+  {"main", main_body},
+  {"start", start_main},
+  {NULL, NULL}
+};
+
+void coop__open_coroutine(lua_State *L) {
+  lua_pushvalue(L, 1);
+  coop__setfuncs(L, functions);
+  lua_pushvalue(L, 2);
+  coop__setfuncs(L, core_functions);
+  lua_settop(L, 2);
+}

@@ -1,0 +1,487 @@
+/*
+** lfiber.c - the coroutines that coop runs, and those that scripts make.
+**
+** A fiber's coroutine is closed exactly once, and used again when it has ended.
+** coroutine.resume and wrap are coop's own so that a wait passes through a
+** script's coroutines to whoever runs the outermost: it is a yield marked by
+** ctx->signal, which each of them hands on.
+*/
+#include <string.h>
+
+#include "lcoop.h"
+
+enum {
+  POOL_MAX = 256,    /* fibers kept to be used again */
+  CLOSE_DEPTH = 100  /* closers that may close others: Lua 5.4.4 does not count */
+};
+
+/* --- resuming ------------------------------------------------------------------ */
+
+int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres) {
+  coop_context *ctx = getctx(L);
+  lua_State *outer = ctx->running;
+  int depth = ctx->depth;
+  ctx->running = co;
+  int status = lua_resume(co, L, nargs, nres);
+  ctx->running = outer;
+  ctx->depth = depth; /* an error may have left runs behind */
+  ctx->raising = false;
+  if (ctx->interrupt.raised) coop__interrupt_again(L);
+  return status;
+}
+
+/* The C function that keeps L from yielding, by name. */
+static const char *boundary(lua_State *L) {
+  lua_Debug ar;
+  for (int level = 1; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "Sn", &ar);
+    if (*ar.what == 'C' && ar.name && strcmp(ar.name, "pcall") &&
+        strcmp(ar.name, "xpcall"))
+      return lua_pushstring(L, ar.name);
+  }
+  return "?";
+}
+
+void coop__checkwait(lua_State *L, const char *fname) {
+  coop_context *ctx = getctx(L);
+  if (ctx->running == L && lua_isyieldable(L)) return;
+  if (ctx->running == L)
+    luaL_error(L, "%s: cannot wait across the C function '%s'", fname,
+               boundary(L));
+  else if (ctx->closing)
+    luaL_error(L, "%s: a body that is being closed cannot wait", fname);
+  else if (lua_pushthread(L))
+    luaL_error(L, "%s: not in a coroutine that coop runs (see coop.run and "
+                  "coop.spawn)", fname);
+  else
+    luaL_error(L, "%s: this coroutine is not run by coop", fname);
+}
+
+/* Goes on behind a yield: with the values given, or raising the one. */
+static int resumed(lua_State *L, int status, lua_KContext n) {
+  (void)status;
+  coop_context *ctx = getctx(L);
+  if (ctx->raising) {
+    ctx->raising = false;
+    return lua_error(L);
+  }
+  return n < 0 ? lua_gettop(L) : (int)n;
+}
+
+int coop__signal(lua_State *L, signal_kind signal, int n) {
+  getctx(L)->signal = signal;
+  return lua_yieldk(L, n, 1, resumed);
+}
+
+/* --- resuming from Lua ------------------------------------------------------------ */
+
+static int pump_k(lua_State *L, int status, lua_KContext mode);
+
+/* Marks the thread 'co' as one that a wait passes through, or unmarks it. */
+static void mark_passing(lua_State *L, lua_State *co, bool passing) {
+  pushctx(L, CTX_THREADS);
+  lua_pushthread(co);
+  lua_xmove(co, L, 1);
+  if (passing) lua_pushboolean(L, 0);
+  else lua_pushnil(L);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+}
+
+/* Adds the thread or Generator at 1 to what the wait has passed through. */
+static void note_passing(lua_State *L, coop_context *ctx) {
+  if (pushctx(L, CTX_PASSING) != LUA_TTABLE) {
+    lua_pop(L, 1);
+    lua_newtable(L);
+    lua_pushvalue(L, -1);
+    lua_setiuservalue(L, CTX, CTX_PASSING);
+  }
+  lua_pushvalue(L, 1);
+  lua_rawseti(L, -2, ++ctx->passing);
+  lua_pop(L, 1);
+}
+
+/* Hands a wait of 'co' on to whoever runs L. */
+static int pass_on(lua_State *L, lua_State *co, int nres, resume_mode mode) {
+  coop_context *ctx = getctx(L);
+  luaL_checkstack(L, nres + 4, "wait");
+  if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_WAITS;
+  else mark_passing(L, co, true);
+  note_passing(L, ctx);
+  lua_xmove(co, L, nres);
+  return lua_yieldk(L, nres, (lua_KContext)mode, pump_k);
+}
+
+/* The results of a coroutine that has ended or yielded, as the mode wants. */
+static int pump_results(lua_State *L, lua_State *co, int nres, resume_mode mode) {
+  if (!lua_checkstack(L, nres + 1)) {
+    lua_settop(co, -nres - 1);
+    return luaL_error(L, "too many results to resume");
+  }
+  if (mode == RESUME_PLAIN) lua_pushboolean(L, 1);
+  lua_xmove(co, L, nres);
+  return nres + (mode == RESUME_PLAIN);
+}
+
+/* The error of a coroutine that died, or was not to be resumed, as the mode
+   wants it. Whoever resumes a dead one by wrap or next closes it. */
+static int pump_error(lua_State *L, lua_State *co, resume_mode mode) {
+  int status = lua_status(co);
+  bool died = status != LUA_OK && status != LUA_YIELD;
+  if (mode == RESUME_PLAIN) {
+    lua_pushboolean(L, 0);
+    lua_xmove(co, L, 1);
+    return 2;
+  }
+  if (mode == RESUME_NEXT) {
+    coop__capture(L, co, 0);
+    coop__generator_finish(L, 1);
+    coop__caught(L, true);
+    coop__raised(L, lua_gettop(L));
+    lua_getiuservalue(L, -1, FAILURE_VALUE);
+    return lua_error(L);
+  }
+  if (!died || coop__close_thread(L, co)) lua_xmove(co, L, 1);
+  if (status != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
+    luaL_where(L, 1);
+    lua_insert(L, -2);
+    lua_concat(L, 2);
+  }
+  return lua_error(L);
+}
+
+/* Ends a Generator's turn: nil is a turn given up, the end is nothing more. */
+static bool next_again(lua_State *L, lua_State *co, int status, int nres) {
+  generator *g = lua_touserdata(L, 1);
+  if (status == LUA_OK) {
+    lua_settop(co, 0);
+    coop__generator_finish(L, 1);
+    return false;
+  }
+  g->state = GENERATOR_READY;
+  if (nres > 0 && !lua_isnil(co, -nres)) return false;
+  lua_settop(co, -nres - 1);
+  return true;
+}
+
+int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
+  coop_context *ctx = getctx(L);
+  int nres;
+  for (;;) {
+    if (!lua_checkstack(co, nargs)) {
+      lua_pushliteral(L, "too many arguments to resume");
+      if (mode != RESUME_PLAIN) return lua_error(L);
+      lua_pushboolean(L, 0);
+      lua_insert(L, -2);
+      return 2;
+    }
+    lua_xmove(L, co, nargs);
+    if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_RUNS;
+    int status = coop__resume(L, co, nargs, &nres);
+    if (status == LUA_YIELD && ctx->signal != SIGNAL_NONE) {
+      if (ctx->running == L && lua_isyieldable(L))
+        return pass_on(L, co, nres, mode);
+      ctx->signal = SIGNAL_NONE; /* it cannot go on: raise where it began */
+      lua_settop(co, -nres - 1);
+      lua_pushfstring(L, "await: cannot wait across the C function '%s'",
+                      boundary(L));
+      nargs = 1;
+      ctx->raising = true;
+      continue;
+    }
+    if (status != LUA_OK && status != LUA_YIELD) return pump_error(L, co, mode);
+    if (mode == RESUME_NEXT) {
+      if (next_again(L, co, status, nres)) {
+        nargs = 0;
+        continue;
+      }
+      if (status == LUA_OK) {
+        lua_pushnil(L);
+        return 1;
+      }
+    }
+    return pump_results(L, co, nres, mode);
+  }
+}
+
+/* The wait is over: its outcome goes to where it began. */
+static int pump_k(lua_State *L, int status, lua_KContext mode) {
+  (void)status;
+  lua_State *co;
+  if (mode == RESUME_NEXT) {
+    generator *g = lua_touserdata(L, 1);
+    g->state = GENERATOR_READY;
+    co = g->co;
+  } else {
+    co = lua_tothread(L, 1);
+    mark_passing(L, co, false);
+  }
+  return coop__pump(L, co, lua_gettop(L) - 1, (resume_mode)mode);
+}
+
+/* --- the coroutine library ---------------------------------------------------------- */
+
+static lua_State *checkthread(lua_State *L, int idx, const char *fname) {
+  lua_State *co = lua_tothread(L, idx);
+  if (!co) coop__typeerror(L, fname, 1, idx, "coroutine");
+  return co;
+}
+
+bool coop__isfree(lua_State *L, int idx) {
+  idx = lua_absindex(L, idx);
+  pushctx(L, CTX_THREADS);
+  lua_pushvalue(L, idx);
+  bool is = lua_rawget(L, -2) == LUA_TNIL;
+  lua_pop(L, 2);
+  return is;
+}
+
+static const char not_yours[] = "cannot resume a coroutine that coop runs";
+
+static int co_resume(lua_State *L) {
+  lua_State *co = checkthread(L, 1, "resume");
+  if (!coop__isfree(L, 1)) {
+    lua_pushboolean(L, 0);
+    lua_pushstring(L, not_yours);
+    return 2;
+  }
+  return coop__pump(L, co, lua_gettop(L) - 1, RESUME_PLAIN);
+}
+
+static int co_wrapped(lua_State *L) {
+  lua_pushvalue(L, lua_upvalueindex(2));
+  lua_insert(L, 1);
+  if (!coop__isfree(L, 1)) return luaL_error(L, not_yours);
+  return coop__pump(L, lua_tothread(L, 1), lua_gettop(L) - 1, RESUME_WRAP);
+}
+
+static int co_wrap(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TFUNCTION);
+  lua_State *co = lua_newthread(L);
+  lua_pushvalue(L, 1);
+  lua_xmove(L, co, 1);
+  lua_pushvalue(L, CTX);
+  lua_insert(L, -2);
+  lua_pushcclosure(L, co_wrapped, 2);
+  return 1;
+}
+
+static int co_yield(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  if (ctx->emit.co == L) {
+    /* a batch: the value is stored and nothing switches while there is room */
+    if (ctx->emit.left > 0 && lua_gettop(L) == 1 &&
+        lua_type(L, 1) != LUA_TUSERDATA && lua_type(L, 1) != LUA_TNIL) {
+      pushctx(L, CTX_EMIT);
+      lua_insert(L, 1);
+      lua_rawseti(L, 1, ctx->emit.n + 1);
+      ctx->emit.n++;
+      ctx->emit.left--;
+      return 0;
+    }
+  }
+  return lua_yieldk(L, lua_gettop(L), -1, resumed);
+}
+
+/* As in Lua; but a thread of coop's that a script has seen is not used again. */
+static int co_running(lua_State *L) {
+  int main = lua_pushthread(L);
+  pushctx(L, CTX_THREADS);
+  lua_pushvalue(L, -2);
+  if (lua_rawget(L, -2) == LUA_TLIGHTUSERDATA)
+    ((fiber *)lua_touserdata(L, -1))->escaped = true;
+  lua_pop(L, 2);
+  lua_pushboolean(L, main);
+  return 2;
+}
+
+static int co_close(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  lua_State *co = checkthread(L, 1, "close");
+  lua_Debug ar;
+  int status = lua_status(co);
+  bool normal = status == LUA_OK && lua_getstack(co, 0, &ar);
+  if (co == L) return luaL_error(L, "cannot close a running coroutine");
+  if (normal) return luaL_error(L, "cannot close a normal coroutine");
+  if (!coop__isfree(L, 1)) return luaL_error(L, "cannot close a coroutine that coop runs");
+  if (ctx->closing >= CLOSE_DEPTH) return luaL_error(L, "C stack overflow");
+  lua_settop(L, 1);
+  if (coop__close_thread(L, co)) {
+    lua_pushboolean(L, 1);
+    return 1;
+  }
+  lua_pushboolean(L, 0);
+  lua_insert(L, -2);
+  return 2;
+}
+
+/* --- fibers ------------------------------------------------------------------------------ */
+
+bool coop__close_thread(lua_State *L, lua_State *co) {
+  coop_context *ctx = getctx(L);
+  lua_State *running = ctx->running;
+  int depth = ctx->depth;
+  ctx->closing++;
+  ctx->running = NULL; /* what a closer calls cannot wait */
+  int status = closethread(co, L);
+  ctx->running = running;
+  ctx->depth = depth;
+  ctx->closing--;
+  if (status == LUA_OK) {
+    lua_settop(co, 0);
+    return true;
+  }
+  luaL_checkstack(L, 4, "close");
+  lua_xmove(co, L, 1);
+  lua_settop(co, 0);
+  return false;
+}
+
+fiber *coop__fiber_take(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  fiber *f;
+  if (ctx->pooled > 0) {
+    pushctx(L, CTX_POOL);
+    lua_rawgeti(L, -1, ctx->pooled);
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, -3, ctx->pooled--);
+    lua_remove(L, -2);
+    f = lua_touserdata(L, -1);
+  } else {
+    f = coop__new(L, KIND_FIBER, sizeof *f, FIBER_NUV);
+    coop__link_init(&f->link);
+    f->ctx = ctx;
+    f->co = lua_newthread(L);
+    lua_setiuservalue(L, -2, FIBER_THREAD);
+    pushctx(L, CTX_THREADS);
+    lua_getiuservalue(L, -2, FIBER_THREAD);
+    lua_pushlightuserdata(L, f);
+    lua_rawset(L, -3);
+    lua_pop(L, 1);
+    lua_getiuservalue(L, -1, FIBER_THREAD);
+    lua_pop(L, 1);
+  }
+  coop__link_insert(&ctx->fibers, &f->link);
+  return f;
+}
+
+void coop__fiber_give(lua_State *L, int idx) {
+  coop_context *ctx = getctx(L);
+  fiber *f = lua_touserdata(L, idx);
+  coop__link_remove(&f->link);
+  if (f->escaped || ctx->closed || ctx->pooled >= POOL_MAX) return;
+  if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
+  idx = lua_absindex(L, idx);
+  pushctx(L, CTX_POOL);
+  lua_pushvalue(L, idx);
+  lua_rawseti(L, -2, ++ctx->pooled);
+  lua_pop(L, 1);
+}
+
+void coop__fiber_passed(lua_State *L, int idx) {
+  coop_context *ctx = getctx(L);
+  fiber *f = lua_touserdata(L, idx);
+  f->waits = true;
+  if (ctx->passing == 0) return;
+  ctx->passing = 0;
+  f->inner = true;
+  idx = lua_absindex(L, idx);
+  pushctx(L, CTX_PASSING);
+  lua_setiuservalue(L, idx, FIBER_INNER);
+  lua_pushnil(L);
+  lua_setiuservalue(L, CTX, CTX_PASSING);
+}
+
+void coop__fiber_resumes(lua_State *L, int idx) {
+  fiber *f = lua_touserdata(L, idx);
+  f->waits = false;
+  if (!f->inner) return;
+  f->inner = false;
+  idx = lua_absindex(L, idx);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, FIBER_INNER);
+}
+
+/* Closes one that a wait passed through: a thread of the script's, or a
+   Generator. The error of a closer replaces that of an earlier one. */
+static void close_inner(lua_State *L, int error) {
+  lua_State *co = lua_tothread(L, -1);
+  bool ok = co ? coop__close_thread(L, co)
+               : coop__generator_finish(L, lua_gettop(L));
+  if (!ok) lua_replace(L, error);
+  lua_pop(L, 1);
+}
+
+bool coop__fiber_close(lua_State *L, int idx) {
+  fiber *f = lua_touserdata(L, idx);
+  bool ok = true;
+  idx = lua_absindex(L, idx);
+  luaL_checkstack(L, 8, "close");
+  lua_pushnil(L); /* the error of a closer */
+  int error = lua_gettop(L);
+  if (f->inner) {
+    lua_getiuservalue(L, idx, FIBER_INNER);
+    coop__fiber_resumes(L, idx);
+    lua_Integer n = (lua_Integer)lua_rawlen(L, -1);
+    for (lua_Integer i = 1; i <= n; i++) {
+      lua_rawgeti(L, -1, i);
+      close_inner(L, error);
+    }
+    ok = lua_isnil(L, error);
+    lua_settop(L, error);
+  }
+  if (!coop__close_thread(L, f->co)) {
+    lua_replace(L, error);
+    ok = false;
+  }
+  if (ok) lua_pop(L, 1);
+  return ok;
+}
+
+/* Nothing can reach what was suspended in it any more: its closers run now. */
+static int fiber__gc(lua_State *L) {
+  fiber *f = tokind(L, 1, KIND_FIBER);
+  if (!f || !f->co || !f->ctx) return 0;
+  lua_State *co = f->co;
+  coop__link_remove(&f->link);
+  f->co = NULL;
+  lua_getiuservalue(L, 1, FIBER_THREAD);
+  lua_settop(L, 2);
+  f->co = co;
+  bool ok = coop__fiber_close(L, 1);
+  f->co = NULL;
+  if (!ok) coop__reporterror(L);
+  return 0;
+}
+
+static const luaL_Reg library[] = {
+  {"resume", co_resume},
+  {"wrap", co_wrap},
+  {"yield", co_yield},
+  {"running", co_running},
+  {"close", co_close},
+  {NULL, NULL}
+};
+
+static const luaL_Reg fiber_meta[] = {
+  {"__gc", fiber__gc},
+  {NULL, NULL}
+};
+
+/* Puts coop's functions into the coroutine library, where there is one, and
+   coop.yield, which is the same as coroutine.yield. */
+void coop__open_fiber(lua_State *L) {
+  coop__newtype(L, KIND_FIBER, NULL, fiber_meta);
+  lua_newtable(L);
+  coop__setfuncs(L, library);
+  lua_getfield(L, -1, "yield");
+  lua_setfield(L, 1, "yield");
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  if (lua_getfield(L, -1, LUA_COLIBNAME) == LUA_TTABLE) {
+    for (const luaL_Reg *l = library; l->name; l++) {
+      lua_getfield(L, 3, l->name);
+      lua_setfield(L, -2, l->name);
+    }
+  }
+  lua_settop(L, 2);
+}

@@ -1,0 +1,213 @@
+/*
+** lreactor.c - what happens in a turn of the loop.
+**
+** A turn makes the calls that are due, then gives each Cooperator its slice. It
+** is called from libuv and lets no Lua error through.
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include "lcoop.h"
+
+static int turn(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  ctx->turning = true;
+  coop__due(L);
+  coop__ticks(L);
+  coop__run_later(L);
+  ctx->turning = false;
+  coop__rearm(L);
+  return 0;
+}
+
+/* libuv's callback. The function is found by the address of the loop: that
+   takes no memory. */
+static void on_turn(void *ud) {
+  coop_context *ctx = ud;
+  lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
+  if (!lua_checkstack(L, 8)) return;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->loop);
+  if (lua_pcall(L, 0, 0, 0) == LUA_OK) return;
+  ctx->turning = false;
+  ctx->depth = 0;
+  ctx->running = NULL;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */
+  lua_insert(L, -2);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
+}
+
+static int report(lua_State *L) {
+  lua_settop(L, 1);
+  coop__reporterror(L);
+  coop__rearm(L);
+  return 0;
+}
+
+/* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
+static int turn_once(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  if (ctx->looping)
+    return luaL_error(L, "the loop cannot be run from within itself");
+  if (ctx->closed) return luaL_error(L, "coop has been closed in this state");
+  lua_State *outer = ctx->turn_L, *running = ctx->running;
+  ctx->turn_L = L;
+  ctx->running = NULL;
+  ctx->looping = true;
+  bool left = coop__loop_once(&ctx->loop, lua_toboolean(L, 1));
+  ctx->looping = false;
+  ctx->running = running;
+  ctx->turn_L = outer;
+  lua_pushboolean(L, left);
+  return 1;
+}
+
+static int set_running(lua_State *L) {
+  getctx(L)->running_loop = lua_toboolean(L, 1);
+  return 0;
+}
+
+static int looping(lua_State *L) {
+  lua_pushboolean(L, getctx(L)->looping);
+  return 1;
+}
+
+/* core.wake(): the loop has a turn to make, soon. */
+static int wake(lua_State *L) {
+  coop__loop_wake(&getctx(L)->loop);
+  return 0;
+}
+
+/* core.inside(): does the caller run in a coroutine that coop runs? */
+static int inside(lua_State *L) {
+  lua_pushboolean(L, getctx(L)->running == L && lua_isyieldable(L));
+  return 1;
+}
+
+static int report_error(lua_State *L) {
+  lua_settop(L, 1);
+  coop__reporterror(L);
+  return 0;
+}
+
+static int unhandled_count(lua_State *L) {
+  lua_pushinteger(L, getctx(L)->unhandled);
+  return 1;
+}
+
+/* Pushes where the thread stands in a script: the first frame that is not C's or
+   coop's own. */
+static void pushplace(lua_State *L, lua_State *co) {
+  lua_Debug ar;
+  for (int level = 0; lua_getstack(co, level, &ar); level++) {
+    lua_getinfo(co, "Sl", &ar);
+    if (*ar.what == 'C' || strncmp(ar.source, "=[coop", 6) == 0) continue;
+    lua_pushfstring(L, "%s:%d: a coroutine waits here", ar.short_src,
+                    ar.currentline);
+    return;
+  }
+  lua_pushliteral(L, "a coroutine waits in a C function");
+}
+
+/* core.waiting(): a list of texts, one for each coroutine that waits. */
+static int waiting(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  lua_Integer n = 0;
+  lua_newtable(L);
+  for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next) {
+    fiber *f = coop_container(l, fiber, link);
+    if (!f->waits) continue;
+    pushplace(L, f->co);
+    lua_rawseti(L, 1, ++n);
+  }
+  n += coop__waiting_tasks(L, n);
+  return 1;
+}
+
+/* --- readable descriptors --------------------------------------------------------- */
+
+typedef struct watch {
+  uv_poll_t poll;
+  coop_context *ctx;
+} watch;
+
+static void on_watch_closed(uv_handle_t *h) { free(h); }
+
+static int fire_watch(lua_State *L) {
+  pushctx(L, CTX_HOLDS);
+  lua_rawgetp(L, -1, lua_touserdata(L, 1));
+  lua_pushnil(L);
+  lua_rawsetp(L, -3, lua_touserdata(L, 1));
+  deferred *d = todeferred(L, -1);
+  if (d && !(d->flags & D_FIRED)) {
+    lua_pushboolean(L, 1);
+    coop__fire(L, lua_gettop(L) - 1);
+  }
+  return 0;
+}
+
+static void on_readable(uv_poll_t *h, int status, int events) {
+  (void)status, (void)events;
+  watch *w = (watch *)h;
+  coop_context *ctx = w->ctx;
+  lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
+  uv_poll_stop(h);
+  uv_close((uv_handle_t *)h, on_watch_closed);
+  if (!lua_checkstack(L, 8)) return;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, ctx);
+  lua_pushlightuserdata(L, w);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
+}
+
+/* core.wait_readable(fd): fires when there is something to read; at once for what
+   cannot be polled, like a file. */
+static int wait_readable(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  int fd = (int)luaL_checkinteger(L, 1);
+  coop__deferred_new(L);
+  int at = lua_gettop(L);
+  watch *w = malloc(sizeof *w);
+  if (!w) return luaL_error(L, "not enough memory");
+  if (uv_poll_init(ctx->loop.uv, &w->poll, fd) != 0) {
+    free(w);
+    lua_pushboolean(L, 1);
+    coop__fire(L, at);
+    return 1;
+  }
+  w->ctx = ctx;
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, fire_watch, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, ctx);
+  pushctx(L, CTX_HOLDS);
+  lua_pushvalue(L, at);
+  lua_rawsetp(L, -2, w);
+  lua_settop(L, at);
+  uv_poll_start(&w->poll, UV_READABLE, on_readable);
+  return 1;
+}
+
+static const luaL_Reg core_functions[] = {
+  {"turn_once", turn_once},
+  {"set_running", set_running},
+  {"looping", looping},
+  {"inside", inside},
+  {"wake", wake},
+  {"report_error", report_error},
+  {"unhandled_count", unhandled_count},
+  {"waiting", waiting},
+  {"wait_readable", wait_readable},
+  {NULL, NULL}
+};
+
+void coop__open_reactor(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  lua_pushvalue(L, 2);
+  coop__setfuncs(L, core_functions);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, turn, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->loop);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, report, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->L);
+  ctx->loop.turn = on_turn;
+  lua_settop(L, 2);
+}

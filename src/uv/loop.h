@@ -1,0 +1,48 @@
+/*
+** loop.h - one libuv loop, as coop needs it.
+**
+** Armed exactly while there is work or a deadline; the only file that sees
+** libuv's timers. Whoever owns it says when there is work and when the next
+** deadline is; it answers by calling 'turn', once in each turn of the loop.
+*/
+#ifndef COOP_LOOP_H
+#define COOP_LOOP_H
+
+#include <stdbool.h>
+#include <uv.h>
+
+typedef struct coop_uv {
+  uv_loop_t *uv;
+  uv_loop_t own;      /* when none was given */
+  uv_timer_t *timer;  /* wakes the poll at the next deadline */
+  uv_idle_t *idle;    /* keeps the poll from waiting while there is work */
+  uv_check_t *check;  /* calls 'turn' behind the poll */
+  uv_async_t *async;  /* wakes the poll from other threads */
+  double armed;       /* what 'timer' is set for, or HUGE_VAL */
+  void (*turn)(void *ud);
+  void *ud;
+} coop_uv;
+
+/* Sets 'loop' up on 'uv', or on a loop of its own when that is NULL. 0, or a
+   libuv error; nothing is left behind then. */
+int coop__loop_init(coop_uv *loop, uv_loop_t *uv, void (*turn)(void *ud),
+                    void *ud);
+
+/* Closes the handles; a loop of its own is run until they are closed, and
+   closed. A loop that was given is left to its owner, who runs it on. */
+void coop__loop_close(coop_uv *loop);
+
+/* Says whether there is work, and when the next deadline is (seconds of
+   coop__now; HUGE_VAL: none). */
+void coop__loop_arm(coop_uv *loop, bool work, double deadline);
+
+/* Makes the loop turn soon; from any thread, and from signal handlers. */
+void coop__loop_wake(coop_uv *loop);
+
+/* One turn; waits for the next event when 'wait'. False when nothing is left. */
+bool coop__loop_once(coop_uv *loop, bool wait);
+
+/* Seconds of a monotonic clock, read now. */
+double coop__now(void);
+
+#endif
