@@ -668,7 +668,10 @@ describe('a DeferredQueue', function()
   it('has resumed the getter when put returns, also in a body', function()
     local queue, log = coop.DeferredQueue(), {}
     local function getter()
-      return coop.spawn(function() log[#log + 1] = coop.await(queue:get()) end)
+      return coop.spawn(function()
+        local value = coop.await(queue:get())
+        log[#log + 1] = value
+      end)
     end
     getter()
     note(log, 'behind the second', getter())
