@@ -270,6 +270,12 @@ describe('await is misuse, with an error that says so,', function()
     end)
   end)
 
+  it('in a comparator of a table.sort that pcall calls', function()
+    refused('sort', function(d)
+      assert(pcall(table.sort, { 2, 1 }, function() return await(d) end))
+    end)
+  end)
+
   it('in a replacement function of string.gsub', function()
     refused('gsub', function(d) string.gsub('abc', '.', function() return await(d) end) end)
   end)

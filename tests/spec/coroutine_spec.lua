@@ -81,6 +81,22 @@ describe('a coroutine', function()
     assert.same(expected, log)
   end)
 
+  it('has run to its first wait also when handlers are in between', function()
+    local begun, expected = {}, {}
+    local function level(n)
+      begun[n] = true
+      if n < 12 then
+        coop.succeed():add_callback(function()
+          spawn(level, n + 1)
+          expected[n + 1] = begun[n + 1] or false
+        end)
+      end
+      await(coop.Deferred())
+    end
+    spawn(level, 1)
+    for n = 2, 12 do assert.is_true(expected[n], 'level ' .. n) end
+  end)
+
   it('gets its arguments, nils among them', function()
     local got
     local function f(...) got = table.pack(...) end

@@ -147,6 +147,18 @@ holds('Deferreds in a chain of handlers, fired out of order', MILLION, function(
   each_result(ds, is_v)
 end)
 
+-- Each link is made by a Deferred that is waited for itself, to a chain that is long already.
+holds('Deferreds in a chain of handlers, fired in pairs from the end', MILLION, function(n)
+  local ds = chain(n)
+  for i = n - 1, 2, -2 do
+    ds[i - 1]:callback()
+    ds[i]:callback()
+  end
+  if not ds[1].called then ds[1]:callback() end
+  ds[n]:callback 'v'
+  each_result(ds, is_v)
+end)
+
 holds('Deferreds in a chain of handlers, the last one failing', MILLION, function(n)
   local ds = chain(n)
   for i = 1, n - 1 do ds[i]:callback() end
@@ -225,6 +237,23 @@ holds('inline functions each awaiting the next, fired at the far end', HUNDRED_T
   for _ = 1, n do d = body(d) end
   source:callback(0)
   assert.equal(n, value_of(d))
+end)
+
+holds('coroutines that come to await the next in pairs from the end', HUNDRED_THOUSAND, function(n)
+  local gates, all = deferreds(n), {}
+  all[n + 1] = coop.Deferred()
+  for i = 1, n do
+    all[i] = spawn(function()
+      await(gates[i])
+      return await(all[i + 1])
+    end)
+  end
+  for i = n, 2, -2 do
+    gates[i - 1]:callback()
+    gates[i]:callback()
+  end
+  all[n + 1]:callback 'v'
+  each_result(all, is_v)
 end)
 
 holds('coroutines each firing what the next awaits', HUNDRED_THOUSAND, function(n)
