@@ -70,31 +70,33 @@ function M.run(command, args, options)
     process:kill 'sigkill'
   end)
 
-  local function send(what)
-    last_told = uv.hrtime()
-    if what.signal then process:kill(what.signal) end
-    if what.input then stdin:write(what.input) end
-  end
-
   local written, from, step = '', 1, 1
   local function end_input()
     if not stdin:is_closing() then stdin:close() end
   end
+  local function send(what)
+    last_told = uv.hrtime()
+    if what.signal then process:kill(what.signal) end
+    if what.input then stdin:write(what.input) end
+    step = step + 1
+    if not talk[step] then end_input() end
+  end
   local function go_on(data)
     written = written .. data
-    while talk[step] do
-      local _, seen = written:find(talk[step][1], from, true)
+    while talk[step] and not later:is_active() do
+      local what = talk[step]
+      local _, seen = written:find(what[1], from, true)
       if not seen then return end
       from = seen + 1
-      local what = talk[step]
       if what.later then
-        later:start(what.later * 1000 // 1 | 0, 0, function() send(what) end)
+        later:start(what.later * 1000 // 1 | 0, 0, function()
+          send(what)
+          go_on ''
+        end)
       else
         send(what)
       end
-      step = step + 1
     end
-    end_input()
   end
 
   if options.deaf then
@@ -105,7 +107,7 @@ function M.run(command, args, options)
   end
   collect(stderr, result, 'err', go_on)
   if options.input then stdin:write(options.input) end
-  go_on ''
+  if talk[1] then go_on '' else end_input() end
 
   while result.seconds == nil or not (stdout:is_closing() and stderr:is_closing()) do
     uv.run 'once'
@@ -132,6 +134,8 @@ local files = {}
 --- The path of a new file with this text, which `remove_files` removes.
 function M.file(text)
   local path = os.tmpname()
+  os.remove(path)
+  path = path .. '.lua'
   table.insert(files, path)
   local file <close> = assert(io.open(path, 'w'))
   file:write(text)

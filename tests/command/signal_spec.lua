@@ -20,12 +20,12 @@ local held <close> = closing 'script'
 print 'ready'
 ]]
 
--- Runs a script and sends it the signals, each when it has printed the text in front of it.
+-- Runs a script and sends it the signals, each shortly after it has printed the text in front.
 local function run(text, ...)
   local talk = {}
   for i = 1, select('#', ...), 2 do
     local when, signal = select(i, ...)
-    table.insert(talk, { when, signal = signal })
+    table.insert(talk, { when, signal = signal, later = 0.03 })
   end
   local result = process.run_script(prelude .. text, { talk = talk })
   assert.is_nil(result.hangs, 'it hangs')

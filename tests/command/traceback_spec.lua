@@ -92,11 +92,9 @@ end)
 local outer = coop.spawn(function()
   coop.await(inner()) -- 7
 end)
-coroutine.wrap(function()
-  coop.await(outer) -- 10
-end)() -- 11
+coop.await(outer) -- 9
 ]]
-    assert_frames({ 4, 7, 10, 11 }, err)
+    assert_frames({ 4, 7, 9 }, err)
     assert_none_of_coops_own(err)
   end)
 
