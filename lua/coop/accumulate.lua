@@ -34,7 +34,7 @@ local new_bucket = core.class('ValueBucket', ValueBucket, {
 ---@return coop.ValueBucket
 function coop.ValueBucket() return new_bucket { _values = {} } end
 
-local function drains(v) return core.is_callable(v.drain_contents) end
+local function drains(v) return core.callable(v.drain_contents) end
 
 --- What a task that filled `spigot` has gathered.
 ---@param _ any the iterator that has come to its end
@@ -57,10 +57,9 @@ end
 local function abandon(work)
   work.over = true
   if not work.ended then
-    work.ended = true
-    work.task:stop()
-    local ok, err = pcall(core.close_iterator, work.source)
-    if not ok then core.report(err) end
+    pcall(work.task.stop, work.task) -- it may have come to its end just now
+    local failure = core.close_iterator(work.source)
+    if failure then core.report(failure) end
   end
   local numbers, flying = {}, work.flying
   for i in next, flying do numbers[#numbers + 1] = i end
@@ -129,7 +128,7 @@ function coop.parallel(limit, iterator, f, ...)
   local most = type(limit) == 'number' and math.tointeger(limit)
   if not most or most < 1 then core.check('parallel', 1, 'integer of at least 1', limit) end
   local next_value = core.iterator('parallel', 2, iterator)
-  if not core.is_callable(f) then core.check('parallel', 3, 'function', f) end
+  if not core.callable(f) then core.check('parallel', 3, 'function', f) end
 
   local work = {
     limit = most, source = iterator, next = next_value, f = f, args = table.pack(...),
@@ -142,7 +141,8 @@ function coop.parallel(limit, iterator, f, ...)
     finish_if_done(work)
   end, function(failure)
     work.ended = true
-    fail(work, failure)
+    if not work.over then return fail(work, failure) end
+    if not failure:check(coop.errors.SchedulerError) then core.report(failure) end
   end)
   return work.done
 end

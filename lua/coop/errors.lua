@@ -45,6 +45,8 @@ local function text(v)
   return ok and s or ('(a %s without text)'):format(type(v))
 end
 
+core.text = text
+
 local function instance_text(self)
   return (getmetatable(self).__name or 'error') .. ': ' .. text(self.message)
 end

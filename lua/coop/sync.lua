@@ -111,7 +111,7 @@ local function holdable(name)
   ---@return coop.Deferred outcome of `f`
   function methods:run(f, ...)
     if coop.type(self) ~= name then core.check('run', 0, name, self) end
-    if not core.is_callable(f) then core.check('run', 1, 'function', f) end
+    if not core.callable(f) then core.check('run', 1, 'function', f) end
     local body = coop.inline_callbacks(f)
     local held = false
     local function start(_, ...)

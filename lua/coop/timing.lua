@@ -11,7 +11,7 @@ local coop, core = ...
 local function is_seconds(v) return core.is_number(v) and v >= 0 end
 
 local function has_both(v)
-  return core.is_callable(v.seconds) and core.is_callable(v.call_later)
+  return core.callable(v.seconds) and core.callable(v.call_later)
 end
 
 local function is_clock(v)
@@ -32,7 +32,7 @@ local function start_body(_, body, ...) return body(...) end
 function coop.defer_later(clock, delay, f, ...)
   if not is_clock(clock) then core.check('defer_later', 1, 'clock', clock) end
   if not is_seconds(delay) then core.check('defer_later', 2, 'non-negative number', delay) end
-  if f ~= nil and not core.is_callable(f) then core.check('defer_later', 3, 'function', f) end
+  if f ~= nil and not core.callable(f) then core.check('defer_later', 3, 'function', f) end
   local call
   local d = coop.Deferred(function() call:cancel() end)
   call = clock:call_later(delay, function()
@@ -56,7 +56,7 @@ function Deferred:add_timeout(seconds, clock, on_timeout_cancel)
   if not is_seconds(seconds) then core.check('add_timeout', 1, 'non-negative number', seconds) end
   if clock == nil then clock = coop.reactor end
   if not is_clock(clock) then core.check('add_timeout', 2, 'clock', clock) end
-  if on_timeout_cancel ~= nil and not core.is_callable(on_timeout_cancel) then
+  if on_timeout_cancel ~= nil and not core.callable(on_timeout_cancel) then
     core.check('add_timeout', 3, 'function', on_timeout_cancel)
   end
 
@@ -102,13 +102,21 @@ end
 --- The time that the present run counts as: a timer may come a trifle before its slot.
 local function run_time(self) return math.max(self._clock:seconds(), self._due) end
 
+--- The time of the first slot that is yet to come. From one slot to the next it is `now` plus the
+--- interval, should that be a rounding error less: who adds up intervals arrives at the same.
+local function next_slot(self, now)
+  local interval = self.interval
+  if interval <= 0 then return now end
+  local due = self._origin + (slot(self, math.max(now, self._due)) + 1) * interval
+  local sum = now + interval
+  if sum < due and due - sum < SLACK / 2 * interval then return sum end
+  return due
+end
+
 --- Arms the timer for the first slot that is yet to come.
 local function schedule(self)
   local now = self._clock:seconds()
-  local due = now
-  if self.interval > 0 then
-    due = self._origin + (slot(self, math.max(now, self._due)) + 1) * self.interval
-  end
+  local due = next_slot(self, now)
   self._due = due
   self._call = self._clock:call_later(math.max(due - now, 0), self._tick)
 end
@@ -224,9 +232,9 @@ end
 
 local function loop_text(self)
   local args = {}
-  for i = 1, self._args.n do args[i] = tostring(self._args[i]) end
-  local every = self.interval and ('%.14g s'):format(self.interval) or 'no interval yet'
-  return ('LoopingCall(%s): %s(%s)'):format(every, tostring(self._f), table.concat(args, ', '))
+  for i = 1, self._args.n do args[i] = core.text(self._args[i]) end
+  local every = self.interval and core.text(self.interval) .. ' s' or 'no interval yet'
+  return ('LoopingCall(%s): %s(%s)'):format(every, core.text(self._f), table.concat(args, ', '))
 end
 
 local new_loop = core.class('LoopingCall', LoopingCall, { __tostring = loop_text })
@@ -242,8 +250,9 @@ local function loop(f, counts, ...)
 end
 
 coop.LoopingCall = setmetatable({}, {
+  __metatable = 'coop.LoopingCall',
   __call = function(_, f, ...)
-    if not core.is_callable(f) then core.check('LoopingCall', 1, 'function', f) end
+    if not core.callable(f) then core.check('LoopingCall', 1, 'function', f) end
     return loop(f, false, ...)
   end,
 })
@@ -253,6 +262,6 @@ coop.LoopingCall = setmetatable({}, {
 ---@param f async fun(n: integer)
 ---@return coop.LoopingCall
 function coop.LoopingCall.with_count(f)
-  if not core.is_callable(f) then core.check('with_count', 1, 'function', f) end
+  if not core.callable(f) then core.check('with_count', 1, 'function', f) end
   return loop(f, true)
 end
