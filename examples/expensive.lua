@@ -8,12 +8,14 @@ local function log(...)
   print(('%.3f  %s'):format(coop.seconds() - start, string.format(...)))
 end
 
-local marks = { [25000] = '1/4', [50000] = '1/2', [75000] = '3/4' }
+-- How many values each sum has; give a million to keep a fast machine busy for longer.
+local count = tonumber((...)) or 100000
+local marks = { [count // 4] = '1/4', [count // 2] = '1/2', [count * 3 // 4] = '3/4' }
 
--- A hundred thousand values, made one at a time.
+-- The values are made one at a time, as somebody asks for them.
 local expensive = coop.generator(function(number)
   log('%s: starting', number)
-  for value = 0, 99999 do
+  for value = 0, count - 1 do
     if marks[value] then log('%s: %s', number, marks[value]) end
     coop.yield(number * value / 3)
   end

@@ -281,7 +281,14 @@ describe('the process', function()
     end)
 
     it('inside pcall, which does not catch it', function()
-      assert.equal('', exits(7, 'pcall(os.exit, 7) print "not reached"').out)
+      for _, place in ipairs {
+        '%s',
+        'coop.call_later(0.01, function() %s end)',
+        'table.sort({ 1, 2, 3 }, function() %s end)',
+      } do
+        local text = place:format 'pcall(os.exit, 7) print "not reached"'
+        assert.equal('', exits(7, text).out)
+      end
     end)
 
     it('in __close', function()

@@ -104,6 +104,10 @@ describe('the command line', function()
       })
     end)
 
+    it('does so behind other options', function()
+      like_lua({ '-e', 'print(package.path)', '-E' }, { env = { LUA_PATH = 'nowhere/?.lua' } })
+    end)
+
     it('does not keep coop from being found', function()
       assert.equal('table\n', run_coop({ '-E', '-e', 'print(type(require "coop"))' }).out)
     end)
