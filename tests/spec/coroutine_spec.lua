@@ -712,7 +712,10 @@ describe('cancelling a coroutine', function()
     local d, log = coop.Deferred(), {}
     local all = {}
     for i = 1, 4 do
-      all[i] = spawn(function() log[#log + 1] = i .. await(d) end)
+      all[i] = spawn(function()
+        local value = await(d)
+        log[#log + 1] = i .. value
+      end)
     end
     all[1]:cancel()
     all[3]:cancel()

@@ -369,7 +369,10 @@ describe('a wait', function()
     local d, caught = coop.Deferred(), {}
     local function catcher()
       return begin(function()
-        for _ = 1, 2 do caught[#caught + 1] = select(2, pcall(await, d)) end
+        for _ = 1, 2 do
+          local _, err = pcall(await, d)
+          caught[#caught + 1] = err
+        end
       end)
     end
     catcher()

@@ -17,6 +17,11 @@ local function traceback_of(d)
   return failure:traceback()
 end
 
+-- Fails `d` in a body of its own, so that the frames of the failure are those of this file.
+local function fail_in_body(d, value)
+  spawn(function() d:errback(value) end)
+end
+
 -- Asserts that `text` shows these lines of this file, in this order.
 local function shows(text, ...)
   local from = 1
@@ -227,7 +232,7 @@ describe('the traceback of an awaited failure', function()
       local value = get(gate)
       return value
     end)
-    gate:errback 'E'
+    fail_in_body(gate, 'E')
     local text = traceback_of(d)
     shows(text, waited, called)
     is_clean(text)
@@ -245,7 +250,7 @@ describe('the traceback of an awaited failure', function()
       local value = await(gate)
       return value
     end)
-    gate:errback 'E'
+    fail_in_body(gate, 'E')
     shows(traceback_of(first), lines[1])
     shows(traceback_of(last), lines[2])
   end)
@@ -268,7 +273,7 @@ describe('the traceback of an awaited failure', function()
       local value = await(middle)
       return value
     end)
-    gate:errback 'E'
+    fail_in_body(gate, 'E')
     local text = traceback_of(d)
     shows(text, lines[2], lines[3])
     is_clean(text)
@@ -276,7 +281,6 @@ describe('the traceback of an awaited failure', function()
 
   it('shows waits inside coroutines of the script', function()
     local lines = {}
-    local err = {}
     local inner = coop.Deferred()
     local d = spawn(function()
       local step = coroutine.wrap(function()
@@ -287,7 +291,7 @@ describe('the traceback of an awaited failure', function()
       local value = step()
       return value
     end)
-    inner:errback(err)
+    fail_in_body(inner, {})
     local text = traceback_of(d)
     shows(text, lines[1])
     is_clean(text)
@@ -305,7 +309,7 @@ describe('the traceback of an awaited failure', function()
       local value = g:next()
       return value
     end)
-    gate:errback {}
+    fail_in_body(gate, {})
     local text = traceback_of(d)
     shows(text, lines[1])
     is_clean(text)
