@@ -108,11 +108,41 @@ describe('Ctrl-C', function()
         print(ok, tostring(e):match 'interrupted')
       ]], 'ready', 'sigint')
       assert.equal('ready\nfalse\tinterrupted\n', result.out)
+      assert.equal('', result.err)
+      assert.equal(130, result.status)
+    end)
+
+    it('leaves the script the time to end in good order', function()
+      local result = run([[
+        pcall(function() print 'ready' while true do end end)
+        local n = 0
+        for i = 1, 5000000 do n = n + i end
+        print 'saved'
+      ]], 'ready', 'sigint')
+      assert.equal('ready\nsaved\n', result.out)
+      assert.equal('', result.err)
       assert.equal(130, result.status)
     end)
   end)
 
   describe('while the script waits', function()
+    it('is an error that pcall catches', function()
+      local result = run([[
+        print 'ready'
+        local ok, e = pcall(coop.await, coop.sleep(1000))
+        print(ok, tostring(e):match 'interrupted')
+      ]], 'ready', 'sigint')
+      assert.equal('ready\nfalse\tinterrupted\n', result.out)
+      assert.equal('', result.err)
+      assert.equal(130, result.status)
+    end)
+
+    it('says so once', function()
+      local result = run('print "ready" coop.await(coop.sleep(1000))', 'ready', 'sigint')
+      local _, count = result.err:gsub('interrupted', '')
+      assert.equal(1, count, result.err)
+    end)
+
     it('ends it', function()
       local result = run('print "ready" coop.await(coop.sleep(1000))', 'ready', 'sigint')
       assert_interrupted(result)
