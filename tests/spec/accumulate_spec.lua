@@ -410,12 +410,13 @@ describe('an accumulation by batches', function()
         end
       end,
     }
-    coop.batch_accumulate(5, count(1, 12), c)
+    local d = coop.batch_accumulate(5, count(1, 12), c)
     s.pump()
     assert.same({ 5 }, asked)
     s.pump()
     assert.same({ 5, 10 }, asked)
-    c:stop()
+    finish()
+    assert.equal(12, #value_of(d))
   end)
 
   it('ends a batch when the slice is over', function()

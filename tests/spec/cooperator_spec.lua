@@ -1397,14 +1397,14 @@ describe('the settings of a Cooperator', function()
   it('are checked', function()
     misuse(function() coop.Cooperator(5) end, 'Cooperator', 'number')
     for _, quantum in ipairs { 0, -1, 0.5, 'x', {} } do
-      misuse(function() coop.Cooperator { quantum = quantum } end, 'Cooperator', 'quantum')
+      misuse(function() coop.Cooperator { quantum = quantum } end, 'Cooperator')
     end
     for _, slice in ipairs { -1, 0 / 0, 'x' } do
-      misuse(function() coop.Cooperator { slice = slice } end, 'Cooperator', 'slice')
+      misuse(function() coop.Cooperator { slice = slice } end, 'Cooperator')
     end
-    misuse(function() coop.Cooperator { scheduler = 5 } end, 'Cooperator', 'scheduler')
+    misuse(function() coop.Cooperator { scheduler = 5 } end, 'Cooperator', 'number')
     misuse(function() coop.Cooperator { termination_predicate_factory = 5 } end,
-      'Cooperator', 'termination_predicate_factory')
+      'Cooperator', 'number')
   end)
 
   it('COOP-57 have a slice of 10 ms', function()

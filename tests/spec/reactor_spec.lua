@@ -133,9 +133,9 @@ describe('a system event trigger', function()
 
   it('EVT-01 is refused with an unknown phase, event or function', function()
     misuse(function() r:add_system_event_trigger('instead', 'shutdown', print) end,
-      'add_system_event_trigger', '#1', 'instead')
+      'add_system_event_trigger', '#1')
     misuse(function() r:add_system_event_trigger('during', 'lunch', print) end,
-      'add_system_event_trigger', '#2', 'lunch')
+      'add_system_event_trigger', '#2')
     misuse(function() r:add_system_event_trigger('during', 'shutdown') end,
       'add_system_event_trigger', '#3')
     misuse(function() r:add_system_event_trigger('during', 'shutdown', 5) end,
