@@ -490,6 +490,50 @@ describe('a Deferred', function()
       assert.same({ 'end of body', 'second one', 'added two' }, log)
     end)
 
+    it('queues what a coroutine adds that it resumed last', function()
+      local d, log = coop.Deferred(), {}
+      coop.spawn(function()
+        coop.await(d)
+        d:add_callback(note(log, 'added'))
+        log[#log + 1] = 'end of body'
+      end)
+      d:callback 'v'
+      assert.same({ 'end of body', 'added v' }, log)
+    end)
+
+    it('queues what a handler adds of the one that waits last', function()
+      local d, log = coop.Deferred(), {}
+      coop.succeed():add_callback(constant(d)):add_callback(function()
+        d:add_callback(note(log, 'added'))
+        log[#log + 1] = 'end of handler'
+      end)
+      d:callback 'v'
+      assert.same({ 'end of handler', 'added v' }, log)
+    end)
+
+    it('queues what a handler adds of the target of a chain', function()
+      local d, target, log = coop.Deferred(), coop.Deferred(), {}
+      d:chain_deferred(target)
+      target:add_callback(function()
+        d:add_callback(note(log, 'added'))
+        log[#log + 1] = 'end of handler'
+      end)
+      d:callback 'v'
+      assert.same({ 'end of handler', 'added nil' }, log)
+    end)
+
+    it('lets a coroutine that it resumed wait for it again', function()
+      local d, log = coop.Deferred(), {}
+      coop.spawn(function()
+        for i = 1, 3 do
+          local v = coop.await(d)
+          log[#log + 1] = i .. ' ' .. v
+        end
+      end)
+      d:callback 'v'
+      assert.same({ '1 v', '2 v', '3 v' }, log)
+    end)
+
     it('queues a coroutine that begins to wait meanwhile', function()
       local d, log = coop.Deferred(), {}
       d:add_callback(function()
@@ -646,6 +690,80 @@ describe('a Deferred', function()
         assert.same({ 'body v' }, log)
       end)
     end
+  end)
+
+  describe('at the head of a cascade in handlers', function()
+    local cascades = {
+      callback = function(d) return d, d.callback end,
+      errback = function(d) return d, function() d:errback 'E' end end,
+      cancel = function(d) return d, d.cancel end,
+      unpause = function(d)
+        d:pause()
+        d:callback()
+        return d, d.unpause
+      end,
+      chain_deferred = function(d) return d, function() coop.succeed():chain_deferred(d) end end,
+    }
+
+    --- Fires a hundred Deferreds, each in the handler of the one before it, the same way.
+    local function last_of_cascade(prepare, state)
+      local first, fire_first
+      state = state or {}
+      state.reached = false
+      local fire_next = function() state.reached = true end
+      for _ = 1, 100 do
+        local d, fire = prepare(coop.Deferred())
+        local behind = fire_next
+        d:add_both(function() behind() end)
+        fire_next = function() fire(d) end
+        first, fire_first = d, fire
+      end
+      fire_first(first)
+      return state.reached
+    end
+
+    for name, prepare in pairs(cascades) do
+      it(name .. ' has had all effects when it returns', function()
+        assert.is_true(last_of_cascade(prepare))
+      end)
+
+      it(name .. ' has had all effects when it returns in a coroutine', function()
+        assert.is_true(value_of(coop.spawn(last_of_cascade, prepare)))
+      end)
+
+      it(name .. ' in a coroutine has had all effects when what resumed that returns', function()
+        local gate, state = coop.Deferred(), {}
+        coop.spawn(function()
+          coop.await(gate)
+          last_of_cascade(prepare, state)
+        end)
+        gate:callback()
+        assert.is_true(state.reached)
+      end)
+
+      it(name .. ' has had all effects when it returns in the running loop', run(function()
+        assert.is_true(last_of_cascade(prepare))
+        coop.await(coop.sleep(0))
+        assert.is_true(last_of_cascade(prepare))
+      end))
+    end
+  end)
+
+  it('runs handlers of fired ones, and new bodies, at once in handlers however deep', function()
+    local ds, late = {}, {}
+    for i = 1, 100 do ds[i] = coop.Deferred() end
+    for i = 1, 100 do
+      ds[i]:add_callback(function()
+        local ran, started = false, false
+        coop.succeed():add_callback(function() ran = true end)
+        coop.spawn(function() started = true end)
+        if not (ran and started) then late[#late + 1] = i end
+        if i < 100 then ds[i + 1]:callback() end
+      end)
+    end
+    ds[1]:callback()
+    assert.is_true(ds[100].called)
+    assert.same({}, late)
   end)
 
   describe('paused', function()
