@@ -61,7 +61,7 @@ local function fire_phase(event, phase)
   while #list > 0 do
     local trigger = table.remove(list, 1)
     local d = coop.maybe_deferred(trigger._f, table.unpack(trigger._args, 1, trigger._args.n))
-    d:add_errback(core.report_error)
+    d:add_errback(core.report)
     if phase == 'before' then waits[#waits + 1] = d end
   end
   return waits
@@ -99,7 +99,7 @@ local function start()
   when_running = {}
   for _, call in ipairs(calls) do
     local ok, err = pcall(call.f, table.unpack(call, 1, call.n))
-    if not ok then core.report_error(err) end
+    if not ok then core.report(err) end
   end
 end
 
@@ -183,9 +183,9 @@ function coop.run(main, ...)
 end
 
 local function exit_with(how, what)
-  if how == 'failure' then core.report_error(what) end
+  if how == 'failure' then core.report(what) end
   if how == 'stuck' then
-    core.report_error('react: main waits, and nothing is left that could wake it')
+    core.report('react: main waits, and nothing is left that could wake it')
   end
   local bad = how == 'failure' or how == 'stuck'
   os.exit(bad and 1 or 0, true)

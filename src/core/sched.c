@@ -27,17 +27,25 @@ void coop__sched_add(coop_sched *s, coop_task *t) {
 
 void coop__sched_remove(coop_sched *s, coop_task *t) {
   if (!coop__task_runnable(t)) return;
-  if (s->cursor == &t->link) s->cursor = t->link.prev;
+  if (s->cursor == &t->link) {
+    s->cursor = t->link.prev;
+    s->left = 0;
+  }
   coop__link_remove(&t->link);
   s->count--;
 }
 
-/* Moves the cursor to the next task of the round, or of the next round. */
+/* The task whose turn it is: the one at the cursor while it has steps left, then
+   the next of the round, or of the next round. */
 static coop_task *advance(coop_sched *s) {
-  coop_link *next = s->cursor->next;
-  if (next == &s->ring) next = next->next;
-  s->cursor = next;
-  return next == &s->ring ? NULL : coop_container(next, coop_task, link);
+  if (s->left == 0) {
+    s->cursor = s->cursor->next;
+    if (s->cursor == &s->ring) s->cursor = s->cursor->next;
+    s->left = s->quantum;
+  }
+  if (s->cursor != &s->ring) return coop_container(s->cursor, coop_task, link);
+  s->left = 0;
+  return NULL;
 }
 
 /* One step; true when the task may go on with its quantum. */
@@ -53,12 +61,10 @@ size_t coop__sched_tick(coop_sched *s, void *host, coop_over_fn over, void *ud) 
   bool done = false;
   s->ticking = true;
   while (!done && (s->current = advance(s))) {
-    coop_task *t = s->current;
-    for (size_t left = s->quantum; left > 0 && !done; left--, steps++) {
-      if (!step(t, host)) left = 1;
-      else if (!coop__task_runnable(t)) left = 1;
-      done = over(ud);
-    }
+    s->left--;
+    if (!step(s->current, host)) s->left = 0;
+    steps++;
+    done = over(ud);
   }
   s->current = NULL;
   s->ticking = false;

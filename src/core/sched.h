@@ -38,6 +38,7 @@ struct coop_sched {
   coop_link *cursor; /* in the ring: what ran last */
   size_t count;      /* tasks in the ring */
   size_t quantum;    /* steps that a task takes in a row, at least 1 */
+  size_t left;        /* of the quantum of the task at the cursor */
   coop_task *current; /* being stepped now, or NULL */
   bool ticking;
 };

@@ -80,6 +80,9 @@ enum {
   CTX_FRAMES,     /* frames of the error just caught, or nil */
   CTX_RAISED,     /* the Failure whose value was raised last */
   CTX_MSGH,       /* coop__msgh as a function */
+  CTX_DEATHS,     /* weak: thread -> frames of the error that ends it */
+  CTX_MSGH_BODY,  /* its message handler */
+  CTX_BODY_MAIN,  /* the function at the base of each body's coroutine */
   CTX_POOL,       /* fibers to be used again */
   CTX_THREADS,    /* weak: thread -> address of its fiber, or false while a wait
                      passes through it: threads that scripts may not resume */
@@ -112,6 +115,8 @@ typedef struct coop_context {
   lua_State *running; /* the coroutine that runs, NULL outside coop's own */
   signal_kind signal; /* what the yield under way means */
   bool raising;       /* the coroutine being resumed is to raise the value */
+  bool calling;       /* callback, cancel or the like is under way: what is reached
+                         too deep waits for its end */
   int depth;          /* runs of handlers and bodies on the C stack */
   lua_Integer work;   /* size of CTX_WORK */
   lua_Integer later_first, later_last; /* CTX_LATER, empty when first > last */
@@ -130,6 +135,7 @@ typedef struct coop_context {
   bool running_loop;   /* reactor.running */
   bool looping;        /* inside uv_run */
   unsigned unhandled;  /* failures reported so far */
+  coop_timers *timers; /* the reactor's */
   lua_State *turn_L;   /* the thread that drives the loop */
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_bool pending;
@@ -219,6 +225,11 @@ bool coop__iscancelled(lua_State *L, int idx);
 void coop__capture(lua_State *L, lua_State *co, int level);
 /* The message handler of protected calls: keeps the frames, not the value. */
 int coop__msgh(lua_State *L);
+/* Is the function at 'level' of 'co' one of coop's own? [-0, +0, -] */
+bool coop__ownlevel(lua_State *L, lua_State *co, int level);
+/* The error value on top of 'co' was raised at 'level': unless that was coop
+   itself, a string equal to what was raised last is another error. */
+void coop__forget_raised(lua_State *L, lua_State *co, int level);
 /* Tells on_unhandled, or standard error, of the Failure on top. [-1, +0, -] */
 void coop__report(lua_State *L);
 /* The same of any error value on top. [-1, +0, -] */
@@ -247,6 +258,7 @@ enum {
   D_HANDLED = 64,   /* the failure reached somebody */
   D_GUARDED = 128,  /* a guard will report the failure */
   D_INDEXED = 512,  /* the table of more knows where each waiter stands */
+  D_RELAY = 1024,   /* its canceller alone says what becomes of it */
   D_CANCEL = 256    /* cancel it when its turn in the queue comes */
 };
 
@@ -301,9 +313,19 @@ void coop__body_settle(lua_State *L, int cur);
 void coop__enter(lua_State *L, int cur, bool keep);
 /* Runs what was reached too deep. [-0, +0, m] */
 void coop__run_later(lua_State *L);
+/* A function that promises that all it reaches has run when it returns begins and
+   ends; what nests in it may leave its effects to it. */
+static inline bool coop__begin(coop_context *ctx) {
+  bool outer = !ctx->calling;
+  ctx->calling = true;
+  return outer;
+}
+void coop__end(lua_State *L, bool outer);
 /* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
    [-0, +0, m] */
 void coop__run(lua_State *L, int idx);
+/* The same, however deep: a new body runs to its first wait. */
+void coop__run_now(lua_State *L, int idx);
 
 /* Puts a handler at the end. Pops its value. [-1, +0, m] */
 void coop__append(lua_State *L, int idx, handler_kind k);
@@ -340,7 +362,8 @@ struct fiber {
   lua_State *co;
   coop_context *ctx; /* NULL once the context is gone */
   coop_link link;   /* in ctx->fibers while something of it is suspended */
-  bool escaped;     /* a script has seen the thread: it is not used again */
+  bool spent;       /* not to be used again: a script has seen the thread, or it was
+                       closed in mid-flight (5.4.4 leaves its message handler set) */
   bool waits;       /* suspended in an await */
   bool inner;       /* FIBER_INNER is a list: a wait passed through others */
 };
@@ -468,7 +491,6 @@ void coop__ticks(lua_State *L);
 void coop__call_cancel(lua_State *L, int idx);
 /* Runs the reactor's due calls. [-0, +0, m] */
 void coop__due(lua_State *L);
-double coop__next_due(lua_State *L);
 /* What libuv is to be armed for has changed. [-0, +0, -] */
 void coop__rearm(lua_State *L);
 

@@ -7,6 +7,48 @@
 */
 #include "lcoop.h"
 
+/* --- the base of a body's coroutine ------------------------------------------------ */
+
+/* Its function runs in a protected call that can yield: so cleanup may wait while
+   an error unwinds the body, and the frames are kept before they are gone. */
+static int body_k(lua_State *L, int status, lua_KContext k) {
+  (void)k;
+  if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 1;
+  return lua_error(L);
+}
+
+static int body_main(lua_State *L) {
+  pushctx(L, CTX_MSGH_BODY);
+  lua_insert(L, 1);
+  int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, body_k);
+  return body_k(L, status, 0);
+}
+
+/* The frames of an error that nothing in the body catches, for its coroutine: they
+   are asked for when its cleanup has run. */
+static int body_msgh(lua_State *L) {
+  coop__msgh(L);
+  pushctx(L, CTX_DEATHS);
+  lua_pushthread(L);
+  pushctx(L, CTX_FRAMES);
+  lua_rawset(L, -3);
+  lua_settop(L, 1);
+  return 1;
+}
+
+/* Puts the frames that body_msgh kept for 'co' into CTX_FRAMES. */
+static void recall_frames(lua_State *L, lua_State *co) {
+  pushctx(L, CTX_DEATHS);
+  lua_pushthread(co);
+  lua_xmove(co, L, 1);
+  lua_pushvalue(L, -1);
+  lua_rawget(L, -3);
+  lua_setiuservalue(L, CTX, CTX_FRAMES);
+  lua_pushnil(L);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+}
+
 /* --- making ----------------------------------------------------------------------- */
 
 body *coop__body_new(lua_State *L, kind k, int nargs) {
@@ -16,10 +58,12 @@ body *coop__body_new(lua_State *L, kind k, int nargs) {
   fiber *f = coop__fiber_take(L);
   lua_setiuservalue(L, first, BODY_FIBER);
   b->co = f->co;
-  b->nargs = nargs;
   b->state = BODY_ENDED; /* harmless until its function is in place */
-  luaL_argcheck(L, lua_checkstack(b->co, nargs + 2), 1, "too many arguments");
+  luaL_argcheck(L, lua_checkstack(b->co, nargs + 4), 1, "too many arguments");
+  pushctx(L, CTX_BODY_MAIN);
+  lua_xmove(L, b->co, 1);
   lua_xmove(L, b->co, nargs + 1);
+  b->nargs = nargs + 1;
   b->state = BODY_START;
   return b;
 }
@@ -43,7 +87,7 @@ static int start(lua_State *L) {
   int at = lua_gettop(L);
   if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L))
     return coop__signal(L, SIGNAL_SPAWN, 1);
-  coop__run(L, at);
+  coop__run_now(L, at);
   return 1;
 }
 
@@ -128,10 +172,10 @@ static void close_body(lua_State *L, int cur, body *b) {
 /* The body died: its frames are kept, its closers run, the error, or that of a
    closer, is its outcome. */
 static void died(lua_State *L, int cur, body *b) {
-  coop__capture(L, b->co, 0);
-  lua_pushnil(L);
+  recall_frames(L, b->co);
+  lua_getiuservalue(L, cur, BODY_FIBER);
   int at = lua_gettop(L);
-  if (coop__close_thread(L, b->co)) lua_pushnil(L); /* it cannot be */
+  if (coop__fiber_close(L, at)) lua_pushnil(L); /* it cannot be */
   lua_replace(L, at);
   coop__caught(L, true);
   finish(L, cur, b);
@@ -168,6 +212,7 @@ static void wait(lua_State *L, int cur, body *b) {
     lua_pushvalue(L, at);
     lua_setiuservalue(L, cur, BODY_WAIT);
     b->state = BODY_WAITS;
+    if (d->flags & D_FIRED) coop__run(L, at); /* a pause may have ended */
   }
   lua_settop(L, at - 1);
 }
@@ -211,9 +256,14 @@ static void noreturn_to(lua_State *L, int cur, body *b, int nres) {
     return;
   }
   if (pushbody(L, first) != KIND_COUNT) lua_replace(L, first);
-  luaL_argcheck(L, lua_checkstack(b->co, nres), 1, "too many arguments");
+  give_back(L, cur, b);
+  b->co = coop__fiber_take(L)->co;
+  lua_setiuservalue(L, cur, BODY_FIBER);
+  luaL_argcheck(L, lua_checkstack(b->co, nres + 4), 1, "too many arguments");
+  pushctx(L, CTX_BODY_MAIN);
+  lua_xmove(L, b->co, 1);
   lua_xmove(L, b->co, nres);
-  b->nargs = nres - 1;
+  b->nargs = nres;
   b->state = BODY_START;
 }
 
@@ -288,9 +338,13 @@ void coop__body_resume(lua_State *L, int cur) {
     close_body(L, cur, b);
     return;
   }
+  coop_context *ctx = getctx(L);
+  bool calling = ctx->calling;
+  if (b->state == BODY_START) ctx->calling = false; /* it is called for itself */
   int n = pushinput(L, cur, b);
   b->state = BODY_RUNS;
   int status = coop__resume(L, b->co, n, &nres);
+  ctx->calling = calling;
   if (status == LUA_YIELD) {
     on_yield(L, cur, b, nres);
   } else if (status == LUA_OK) {
@@ -358,13 +412,15 @@ static const luaL_Reg functions[] = {
 /* core.main(f, ...): a body as of inline_callbacks, but not started: it runs when
    core.start is called with it. */
 static int main_body(lua_State *L) {
-  coop__body_new(L, KIND_INLINE, lua_gettop(L) - 1);
+  body *b = coop__body_new(L, KIND_INLINE, lua_gettop(L) - 1);
+  b->state = BODY_ENDED; /* nothing runs it yet */
   return 1;
 }
 
 static int start_main(lua_State *L) {
-  coop__checkdeferred(L, 1, "start", 1);
-  coop__run(L, 1);
+  body *b = tobody(coop__checkdeferred(L, 1, "start", 1));
+  b->state = BODY_START;
+  coop__run_now(L, 1);
   return 0;
 }
 
@@ -394,6 +450,12 @@ static const luaL_Reg core_functions[] = {
 };
 
 void coop__open_coroutine(lua_State *L) {
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, body_main, 1);
+  lua_setiuservalue(L, CTX, CTX_BODY_MAIN);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, body_msgh, 1);
+  lua_setiuservalue(L, CTX, CTX_MSGH_BODY);
   lua_pushvalue(L, 1);
   coop__setfuncs(L, functions);
   lua_pushvalue(L, 2);

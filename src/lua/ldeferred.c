@@ -40,6 +40,26 @@ static void make_more(lua_State *L, int idx, deferred *d) {
   d->end = 3;
 }
 
+/* Pushes the one waiter of the Deferred at 'idx', if it is in a slot. */
+static bool pushwaiter(lua_State *L, int idx, const deferred *d) {
+  for (int i = d->first; i < d->count; i++) {
+    if (slotkind(d, i) != H_WAITER) continue;
+    lua_getiuservalue(L, idx, DEFERRED_SLOT + i);
+    return true;
+  }
+  return false;
+}
+
+/* A second one begins to wait on what the first, a paused Coroutine, had paused:
+   that is held no longer. */
+static void release_cascade(lua_State *L, int idx, deferred *d) {
+  if (!pushwaiter(L, idx, d)) return;
+  deferred *w = todeferred(L, -1);
+  body *b = w && kindof(&w->object) == KIND_COROUTINE ? (body *)w : NULL;
+  for (; b && b->cascaded; b->cascaded--) coop__unpause(L, idx);
+  lua_pop(L, 1);
+}
+
 void coop__append(lua_State *L, int idx, handler_kind k) {
   deferred *d = lua_touserdata(L, idx);
   idx = lua_absindex(L, idx);
@@ -62,7 +82,10 @@ void coop__append(lua_State *L, int idx, handler_kind k) {
     lua_pop(L, 1);
     d->end += 2;
   }
-  if (k == H_WAITER) d->waiters++;
+  if (k == H_WAITER) {
+    if (d->waiters == 1 && d->pauses) release_cascade(L, idx, d);
+    d->waiters++;
+  }
 }
 
 /* Empties slot 'first' and steps over it. */
@@ -363,14 +386,8 @@ static void fetch(lua_State *L, int cur, int slot, lua_Integer n) {
 /* Fetches the next to run; false when this run has no more. */
 static bool next_work(lua_State *L, coop_context *ctx, int cur,
                       lua_Integer floor) {
-  if (ctx->work > floor) {
-    fetch(L, cur, CTX_WORK, ctx->work--);
-    return true;
-  }
-  if (ctx->depth > 1 || ctx->later_first > ctx->later_last) return false;
-  fetch(L, cur, CTX_LATER, ctx->later_first++);
-  if (ctx->later_first > ctx->later_last)
-    ctx->later_first = 1, ctx->later_last = 0;
+  if (ctx->work <= floor) return false;
+  fetch(L, cur, CTX_WORK, ctx->work--);
   return true;
 }
 
@@ -388,7 +405,12 @@ static bool call_handler(lua_State *L, int cur, int args, lua_Integer from) {
     for (lua_Integer i = 0; i < n; i++) lua_rawgeti(L, args, from + i);
     nargs += (int)n;
   }
+  coop_context *ctx = getctx(L);
+  int depth = ctx->depth;
+  bool calling = ctx->calling;
   if (lua_pcall(L, nargs, 1, cur - 1) == LUA_OK) return true;
+  ctx->depth = depth; /* an error may have left runs behind */
+  ctx->calling = calling;
   coop__caught(L, false);
   return false;
 }
@@ -443,6 +465,7 @@ static void wake(lua_State *L, int cur, deferred *d) {
 static void chain(lua_State *L, int cur, deferred *d) {
   int at = lua_gettop(L);
   deferred *t = lua_touserdata(L, at);
+  if (d->flags & D_GUARDED) unguard(L, cur, d);
   if (t->flags & D_FIRED && !(t->flags & D_SWALLOW)) {
     coop__pusherror(L, "AlreadyCalledError",
                     "chain_deferred: the target has fired already");
@@ -451,7 +474,6 @@ static void chain(lua_State *L, int cur, deferred *d) {
     lua_settop(L, at - 1);
     return;
   }
-  if (d->flags & D_GUARDED) unguard(L, cur, d);
   if (t->flags & D_FIRED) {
     t->flags &= (uint16_t)~D_SWALLOW;
     lua_pop(L, 1);
@@ -487,24 +509,14 @@ static bool advance(lua_State *L, int cur) {
   return true;
 }
 
-void coop__run(lua_State *L, int idx) {
+/* Runs the one at 'idx', which is runnable and in no run, and all that it wakes. */
+void coop__run_now(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
-  deferred *d = lua_touserdata(L, idx);
-  if (d->flags & D_BUSY) return;
-  if (!runnable(d)) {
-    rest(L, lua_absindex(L, idx), d);
-    return;
-  }
-  if (ctx->depth >= MAX_DEPTH) {
-    put_later(L, ctx, idx, d);
-    return;
-  }
   luaL_checkstack(L, 16, "run");
-  int base = lua_gettop(L);
+  int base = lua_gettop(L), cur = base + 2;
   idx = lua_absindex(L, idx);
   pushctx(L, CTX_MSGH);
   lua_pushvalue(L, idx);
-  int cur = base + 2;
   lua_Integer floor = ctx->work;
   ctx->depth++;
   do {
@@ -514,6 +526,41 @@ void coop__run(lua_State *L, int idx) {
   } while (next_work(L, ctx, cur, floor));
   ctx->depth--;
   lua_settop(L, base);
+  if (!ctx->calling) coop__run_later(L);
+}
+
+void coop__run_later(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  if (ctx->later_first > ctx->later_last) return;
+  bool calling = ctx->calling;
+  ctx->calling = true; /* what these reach too deep is run here, too */
+  lua_pushnil(L);
+  int at = lua_gettop(L);
+  while (ctx->later_first <= ctx->later_last) {
+    fetch(L, at, CTX_LATER, ctx->later_first++);
+    ((deferred *)lua_touserdata(L, at))->flags &= (uint16_t)~D_BUSY;
+    if (runnable(lua_touserdata(L, at))) coop__run_now(L, at);
+    else rest(L, at, lua_touserdata(L, at));
+  }
+  ctx->later_first = 1;
+  ctx->later_last = 0;
+  lua_pop(L, 1);
+  ctx->calling = calling;
+}
+
+void coop__end(lua_State *L, bool outer) {
+  if (!outer) return;
+  coop__run_later(L);
+  getctx(L)->calling = false;
+}
+
+void coop__run(lua_State *L, int idx) {
+  coop_context *ctx = getctx(L);
+  deferred *d = lua_touserdata(L, idx);
+  if (d->flags & D_BUSY) return;
+  if (!runnable(d)) rest(L, lua_absindex(L, idx), d);
+  else if (ctx->depth >= MAX_DEPTH) put_later(L, ctx, idx, d);
+  else coop__run_now(L, idx);
 }
 
 /* --- firing ------------------------------------------------------------------------ */
@@ -536,7 +583,10 @@ static int deferred_callback(lua_State *L) {
   if (todeferred(L, 2))
     return coop__argerror(L, "callback", 1, "a value expected, got a Deferred");
   lua_settop(L, 2);
-  if (may_fire(L, d, "callback")) coop__fire(L, 1);
+  if (!may_fire(L, d, "callback")) return 0;
+  bool outer = coop__begin(getctx(L));
+  coop__fire(L, 1);
+  coop__end(L, outer);
   return 0;
 }
 
@@ -550,7 +600,9 @@ static int deferred_errback(lua_State *L) {
   if (!may_fire(L, d, "errback")) return 0;
   if (!tofailure(L, 2)) coop__capture(L, L, 1);
   coop__tofailure(L);
+  bool outer = coop__begin(getctx(L));
   coop__fire(L, 1);
+  coop__end(L, outer);
   return 0;
 }
 
@@ -575,6 +627,13 @@ static void pushcall(lua_State *L, bool cb, bool eb, int first) {
   }
 }
 
+/* Runs the handlers of the Deferred at 1, if it has fired. */
+static void run_handlers(lua_State *L) {
+  bool outer = coop__begin(getctx(L));
+  coop__run(L, 1);
+  coop__end(L, outer);
+}
+
 static int add(lua_State *L, const char *fname, handler_kind k) {
   coop__checkdeferred(L, 1, fname, 0);
   coop__checkcallable(L, 2, fname, 1);
@@ -584,7 +643,7 @@ static int add(lua_State *L, const char *fname, handler_kind k) {
   }
   coop__append(L, 1, k);
   lua_settop(L, 1);
-  coop__run(L, 1);
+  run_handlers(L);
   return 1;
 }
 
@@ -617,7 +676,7 @@ static int deferred_add_callbacks(lua_State *L) {
   lua_rawseti(L, -2, 3);
   coop__append(L, 1, H_CALL);
   lua_settop(L, 1);
-  coop__run(L, 1);
+  run_handlers(L);
   return 1;
 }
 
@@ -637,7 +696,7 @@ static int deferred_chain(lua_State *L) {
                           "a coroutine fires its Deferred itself");
   lua_settop(L, 2);
   coop__append(L, 1, H_CHAIN);
-  coop__run(L, 1);
+  run_handlers(L);
   lua_settop(L, 1);
   return 1;
 }
@@ -712,7 +771,9 @@ static int deferred_unpause(lua_State *L) {
   deferred *d = coop__checkdeferred(L, 1, "unpause", 0);
   if (d->pauses == 0)
     return luaL_error(L, "unpause: the Deferred is not paused");
+  bool outer = coop__begin(getctx(L));
   coop__unpause(L, 1);
+  coop__end(L, outer);
   return 0;
 }
 
@@ -747,7 +808,7 @@ static void call_canceller(lua_State *L, int cur, deferred *d) {
   d->flags &= (uint16_t)~D_CANCELLING;
   if (failed && d->flags & D_FIRED) {
     coop__report(L);
-  } else if (!(d->flags & D_FIRED)) {
+  } else if (!(d->flags & D_FIRED) && (failed || !(d->flags & D_RELAY))) {
     if (!failed) pushcancelled(L);
     coop__fire(L, cur);
   }
@@ -793,6 +854,7 @@ static void cancel_unwaiting(lua_State *L, int cur, body *b) {
   if (kindof(&b->d.object) == KIND_COROUTINE) {
     b->cancelled = true;
     if (b->state != BODY_RUNS) b->state = BODY_CLOSES;
+    b->d.pauses = 0;
     coop__run(L, cur);
   } else if (b->state == BODY_START) {
     b->state = BODY_CLOSES;
@@ -868,26 +930,13 @@ void coop__cancel(lua_State *L, int idx) {
   }
   ctx->depth--;
   lua_settop(L, top);
-  if (ctx->depth == 0 && ctx->later_first <= ctx->later_last) coop__run_later(L);
-}
-
-void coop__run_later(lua_State *L) {
-  coop_context *ctx = getctx(L);
-  while (ctx->depth == 0 && ctx->later_first <= ctx->later_last) {
-    lua_pushnil(L);
-    int at = lua_gettop(L);
-    fetch(L, at, CTX_LATER, ctx->later_first++);
-    if (ctx->later_first > ctx->later_last)
-      ctx->later_first = 1, ctx->later_last = 0;
-    ((deferred *)lua_touserdata(L, at))->flags &= (uint16_t)~D_BUSY;
-    coop__run(L, at);
-    lua_pop(L, 1);
-  }
 }
 
 static int deferred_cancel(lua_State *L) {
   coop__checkdeferred(L, 1, "cancel", 0);
+  bool outer = coop__begin(getctx(L));
   coop__cancel(L, 1);
+  coop__end(L, outer);
   return 0;
 }
 
@@ -1004,10 +1053,11 @@ static int is_deferred(lua_State *L) {
   return 1;
 }
 
-/* core.source(d, task): cancelling and pausing 'd' are for the task. */
-static int source(lua_State *L) {
-  coop__checkdeferred(L, 1, "source", 1);
-  lua_settop(L, 2);
+/* core.relay(canceller): a Deferred that cancelling does not fail by itself. */
+static int relay(lua_State *L) {
+  lua_settop(L, 1);
+  coop__deferred_new(L)->flags = D_RELAY;
+  lua_insert(L, 1);
   lua_setiuservalue(L, 1, DEFERRED_RESULT);
   return 1;
 }
@@ -1064,7 +1114,7 @@ static const luaL_Reg functions[] = {
 
 static const luaL_Reg core_functions[] = {
   {"observe", observe},
-  {"source", source},
+  {"relay", relay},
   {"report_guarded", report_guarded},
   {NULL, NULL}
 };

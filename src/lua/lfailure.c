@@ -42,12 +42,6 @@ void coop__capture(lua_State *L, lua_State *co, int level) {
   lua_setiuservalue(L, CTX, CTX_FRAMES);
 }
 
-int coop__msgh(lua_State *L) {
-  coop__capture(L, L, 1);
-  lua_settop(L, 1);
-  return 1;
-}
-
 /* Is the function on top one of coop's own, in C or in Lua? */
 static bool own(lua_State *L) {
   if (lua_iscfunction(L, -1)) {
@@ -60,6 +54,16 @@ static bool own(lua_State *L) {
   lua_pushvalue(L, -1);
   lua_getinfo(L, ">S", &ar);
   return strncmp(ar.source, "=[coop", 6) == 0;
+}
+
+bool coop__ownlevel(lua_State *L, lua_State *co, int level) {
+  lua_Debug ar;
+  if (!lua_checkstack(co, 1) || !lua_getstack(co, level, &ar)) return false;
+  lua_getinfo(co, "f", &ar);
+  lua_xmove(co, L, 1);
+  bool is = own(L);
+  lua_pop(L, 1);
+  return is;
 }
 
 /* Adds a line for the frame 'i' of the table at 'frames' to the buffer. */
@@ -113,6 +117,15 @@ void coop__raised(lua_State *L, int idx) {
   lua_setiuservalue(L, CTX, CTX_RAISED);
 }
 
+void coop__forget_raised(lua_State *L, lua_State *co, int level) {
+  int type = lua_type(co, -1);
+  if (type != LUA_TSTRING && type != LUA_TNUMBER && type != LUA_TBOOLEAN &&
+      type != LUA_TNIL) return;
+  if (coop__ownlevel(L, co, level)) return;
+  lua_pushnil(L);
+  lua_setiuservalue(L, CTX, CTX_RAISED);
+}
+
 /* Pushes the Failure that was raised last if its value is the one on top, else
    nil; it is forgotten. [-0, +1, -] */
 static bool pushraised(lua_State *L) {
@@ -143,6 +156,13 @@ void coop__caught(lua_State *L, bool awaited) {
     lua_setiuservalue(L, -2, FAILURE_ORIGIN);
   }
   lua_remove(L, -2);
+}
+
+int coop__msgh(lua_State *L) {
+  coop__capture(L, L, 1);
+  coop__forget_raised(L, L, 1);
+  lua_settop(L, 1);
+  return 1;
 }
 
 /* --- text ----------------------------------------------------------------- */

@@ -21,23 +21,50 @@ int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres) {
   coop_context *ctx = getctx(L);
   lua_State *outer = ctx->running;
   int depth = ctx->depth;
+  bool calling = ctx->calling;
   ctx->running = co;
   int status = lua_resume(co, L, nargs, nres);
   ctx->running = outer;
   ctx->depth = depth; /* an error may have left runs behind */
+  ctx->calling = calling;
   ctx->raising = false;
   if (ctx->interrupt.raised) coop__interrupt_again(L);
   return status;
 }
 
-/* The C function that keeps L from yielding, by name. */
+/* Pushes the name of the C function at 'ar', as the loaded libraries have it. */
+static const char *function_name(lua_State *L, lua_Debug *ar) {
+  int top = lua_gettop(L);
+  lua_getinfo(L, "nf", ar);
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  lua_pushnil(L);
+  while (lua_next(L, top + 2)) {
+    if (lua_istable(L, -1) && lua_type(L, -2) == LUA_TSTRING) {
+      lua_pushnil(L);
+      while (lua_next(L, top + 4)) {
+        if (lua_type(L, -2) == LUA_TSTRING && lua_rawequal(L, -1, top + 1)) {
+          const char *lib = lua_tostring(L, top + 3);
+          bool global = strcmp(lib, LUA_GNAME) == 0;
+          return lua_pushfstring(L, "%s%s%s", global ? "" : lib, global ? "" : ".",
+                                 lua_tostring(L, -2));
+        }
+        lua_pop(L, 1);
+      }
+    }
+    lua_pop(L, 1);
+  }
+  return ar->name ? lua_pushstring(L, ar->name) : "?";
+}
+
+/* Pushes the name of the C function that keeps L from yielding. */
 static const char *boundary(lua_State *L) {
   lua_Debug ar;
+  luaL_checkstack(L, 12, "wait");
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
-    lua_getinfo(L, "Sn", &ar);
-    if (*ar.what == 'C' && ar.name && strcmp(ar.name, "pcall") &&
-        strcmp(ar.name, "xpcall"))
-      return lua_pushstring(L, ar.name);
+    lua_getinfo(L, "S", &ar);
+    if (*ar.what != 'C') continue;
+    const char *name = function_name(L, &ar);
+    if (strcmp(name, "pcall") && strcmp(name, "xpcall")) return name;
   }
   return "?";
 }
@@ -135,18 +162,27 @@ static int pump_error(lua_State *L, lua_State *co, resume_mode mode) {
   }
   if (mode == RESUME_NEXT) {
     coop__capture(L, co, 0);
+    coop__forget_raised(L, co, 0);
     coop__generator_finish(L, 1);
     coop__caught(L, true);
     coop__raised(L, lua_gettop(L));
     lua_getiuservalue(L, -1, FAILURE_VALUE);
     return lua_error(L);
   }
+  coop__capture(L, co, 0);
+  if (died) coop__forget_raised(L, co, 0);
   if (!died || coop__close_thread(L, co)) lua_xmove(co, L, 1);
+  int at = lua_gettop(L);
+  coop__caught(L, true);
+  lua_getiuservalue(L, at, FAILURE_VALUE);
   if (status != LUA_ERRMEM && lua_type(L, -1) == LUA_TSTRING) {
     luaL_where(L, 1);
     lua_insert(L, -2);
     lua_concat(L, 2);
+    lua_pushvalue(L, -1);
+    lua_setiuservalue(L, at, FAILURE_VALUE);
   }
+  coop__raised(L, at);
   return lua_error(L);
 }
 
@@ -289,7 +325,7 @@ static int co_running(lua_State *L) {
   pushctx(L, CTX_THREADS);
   lua_pushvalue(L, -2);
   if (lua_rawget(L, -2) == LUA_TLIGHTUSERDATA)
-    ((fiber *)lua_touserdata(L, -1))->escaped = true;
+    ((fiber *)lua_touserdata(L, -1))->spent = true;
   lua_pop(L, 2);
   lua_pushboolean(L, main);
   return 2;
@@ -369,7 +405,7 @@ void coop__fiber_give(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
   fiber *f = lua_touserdata(L, idx);
   coop__link_remove(&f->link);
-  if (f->escaped || ctx->closed || ctx->pooled >= POOL_MAX) return;
+  if (f->spent || ctx->closed || ctx->pooled >= POOL_MAX) return;
   if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
   idx = lua_absindex(L, idx);
   pushctx(L, CTX_POOL);
@@ -430,6 +466,7 @@ bool coop__fiber_close(lua_State *L, int idx) {
     ok = lua_isnil(L, error);
     lua_settop(L, error);
   }
+  f->spent = true;
   if (!coop__close_thread(L, f->co)) {
     lua_replace(L, error);
     ok = false;

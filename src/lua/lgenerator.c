@@ -37,7 +37,8 @@ bool coop__generator_finish(lua_State *L, int idx) {
     g->state = GENERATOR_RUNS; /* its closers may ask */
     lua_getiuservalue(L, idx, GENERATOR_BODY);
     int at = lua_gettop(L);
-    ok = coop__fiber_close(L, at);
+    if (lua_status(g->co) != LUA_OK || lua_gettop(g->co) > 0)
+      ok = coop__fiber_close(L, at);
     coop__fiber_give(L, at);
     lua_remove(L, at);
   }

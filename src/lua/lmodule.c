@@ -354,6 +354,7 @@ static int fill(lua_State *L) {
   set_table(L, CTX_WORK, NULL);
   set_table(L, CTX_LATER, NULL);
   set_table(L, CTX_GUARDS, "k");
+  set_table(L, CTX_DEATHS, "k");
   set_table(L, CTX_POOL, NULL);
   set_table(L, CTX_THREADS, "k");
   set_table(L, CTX_ACTIVE, NULL);

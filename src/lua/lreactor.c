@@ -191,7 +191,7 @@ static const luaL_Reg core_functions[] = {
   {"looping", looping},
   {"inside", inside},
   {"wake", wake},
-  {"report_error", report_error},
+  {"report", report_error},
   {"unhandled_count", unhandled_count},
   {"waiting", waiting},
   {"wait_readable", wait_readable},

@@ -64,24 +64,12 @@ static call_object *call_of(coop_timer *t) {
 
 /* --- arming ------------------------------------------------------------------------ */
 
-static clock_object *reactor(lua_State *L) {
-  pushctx(L, CTX_REACTOR);
-  clock_object *c = lua_touserdata(L, -1);
-  lua_pop(L, 1);
-  return c;
-}
-
-double coop__next_due(lua_State *L) {
-  clock_object *c = reactor(L);
-  coop_timer *t = c ? coop__timers_first(&c->timers) : NULL;
-  return t ? t->due : HUGE_VAL;
-}
-
 void coop__rearm(lua_State *L) {
   coop_context *ctx = getctx(L);
   if (ctx->turning) return; /* the turn does it at its end */
+  coop_timer *first = coop__timers_first(ctx->timers);
   coop__loop_arm(&ctx->loop, !coop__link_alone(&ctx->active),
-                 coop__next_due(L));
+                 first ? first->due : HUGE_VAL);
 }
 
 /* Holds the call at 'call' for the clock at 'clock'. [-0, +0, m] */
@@ -545,6 +533,7 @@ void coop__open_time(lua_State *L) {
   lua_setiuservalue(L, -2, CLOCK_CALLS);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, CTX, CTX_REACTOR);
+  getctx(L)->timers = &c->timers;
   lua_setfield(L, 1, "reactor");
   lua_settop(L, 2);
 }

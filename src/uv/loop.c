@@ -12,8 +12,11 @@
 
 double coop__now(void) { return (double)uv_hrtime() / 1e9; }
 
+/* The alarm may be early by a millisecond's rounding: the turn arms it again. */
 static void on_timer(uv_timer_t *t) {
-  ((coop_uv *)t->data)->armed = HUGE_VAL;
+  coop_uv *loop = t->data;
+  loop->armed = HUGE_VAL;
+  loop->turn(loop->ud);
 }
 
 static void on_idle(uv_idle_t *h) { (void)h; }
