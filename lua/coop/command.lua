@@ -72,7 +72,7 @@ local function set_arg(argv, script)
   local args = {}
   local zero = script or 0
   for i = 0, #argv do args[i - zero] = argv[i] end
-  arg = args
+  arg = args -- luacheck: ignore 111
   return args
 end
 
@@ -235,13 +235,12 @@ return function(argv, host)
     io.write(USAGE)
     return 0
   end
-  function os.exit(status)
+  function os.exit(status) -- luacheck: ignore 122
     if status == nil or status == true then status = 0 end
     if status == false then status = 1 end
-    if math.type(status) ~= 'integer' then
-      error("bad argument #1 to 'exit' (integer or boolean expected, got " .. type(status) .. ')', 2)
-    end
-    exit_status = exit_status or status & 0xff
+    local n = math.tointeger(tonumber(status))
+    if not n then core.check('exit', 1, 'integer or boolean', status) end
+    exit_status = exit_status or n & 0xff
     core.leave()
   end
   local status = run(core.main(main_of(options, argv, host)), host)

@@ -8,6 +8,7 @@
 #include <lauxlib.h>
 #include <lualib.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,16 +51,25 @@ static void push_host(lua_State *L) {
   lua_setfield(L, -2, "terminal");
 }
 
+/* Is -E among the options? */
+static bool no_environment(int argc, char **argv) {
+  for (int i = 1; i < argc && argv[i][0] == '-'; i++) {
+    if (strcmp(argv[i], "-") == 0 || strcmp(argv[i], "--") == 0) return false;
+    if (strcmp(argv[i], "-E") == 0) return true;
+    if (strcmp(argv[i], "-e") == 0 || strcmp(argv[i], "-l") == 0) i++;
+  }
+  return false;
+}
+
 /* The program proper; its status is the result. */
 static int pmain(lua_State *L) {
   int argc = (int)lua_tointeger(L, 1);
   char **argv = lua_touserdata(L, 2);
   luaL_checkversion(L);
-  for (int i = 1; i < argc && argv[i][0] == '-' && argv[i][1] != '-'; i++)
-    if (strcmp(argv[i], "-E") == 0) { /* the libraries must know before they open */
-      lua_pushboolean(L, 1);
-      lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
-    }
+  if (no_environment(argc, argv)) { /* the libraries must know before they open */
+    lua_pushboolean(L, 1);
+    lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
+  }
   luaL_openlibs(L);
   lua_gc(L, LUA_GCGEN, 0, 0); /* as lua does */
   context = coop_open(L, NULL);

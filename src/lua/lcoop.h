@@ -140,7 +140,11 @@ typedef struct coop_context {
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_bool pending;
     unsigned raised;   /* how often it has been */
+    double since;      /* when it was first */
+    int catcher;       /* the frame, from the base, that will catch it; 0: none */
+    bool again;        /* raise at the next instruction */
     bool exiting;      /* it is os.exit */
+    lua_CFunction pcall, xpcall;
     char message[128];
   } interrupt;
   coop_uv loop;
@@ -515,8 +519,6 @@ void coop__newtype(lua_State *L, kind k, const luaL_Reg *methods,
 /* A coroutine resumed by L is back while an interrupt is under way, which may
    have been caught inside: arms it for L too. */
 void coop__interrupt_again(lua_State *L);
-void coop__interrupt_arm(coop_context *ctx, lua_State *L);
-void coop__interrupt_clear(coop_context *ctx);
 void coop__open_interrupt(lua_State *L);
 
 /* --- the context (lmodule.c) ---------------------------------------------------- */

@@ -287,7 +287,7 @@ static void see_to_stale(cooperator *c) {
 static bool over(void *ud) {
   cooperator *c = ud;
   if (c->stale || c->stopping) see_to_stale(c);
-  if (!c->running) return true;
+  if (!c->running || c->ctx->interrupt.exiting) return true;
   return c->predicate ? predicate_over(c) : slice_over(c);
 }
 
@@ -646,32 +646,36 @@ static bool take_value(lua_State *L, int idx, task *t) {
 
 /* --- events: what a step comes to, beside a plain yield ------------------------------------------------ */
 
-/* Resumes the task's thread with 'nargs' values on it; yields that only want a
-   new body run, or that a generator must not make, are seen to here. */
-static int resume_on(lua_State *L, task *t, int nargs, int *nres) {
+/* Sees to a yield that wants no turn of the task: a new body is run, what a
+   generator must not do is refused. True: the thread is to be resumed with the one
+   value that is on it now. */
+static bool answer(lua_State *L, task *t, int nres) {
   coop_context *ctx = getctx(L);
   lua_State *co = thread_of(t);
-  for (;;) {
-    int status = coop__resume(L, co, nargs, nres);
-    if (status != LUA_YIELD || ctx->signal == SIGNAL_NONE ||
-        ctx->signal == SIGNAL_AWAIT)
-      return status;
-    signal_kind signal = ctx->signal;
-    ctx->signal = SIGNAL_NONE;
-    ctx->passing = 0;
-    nargs = 1;
-    lua_settop(L, lua_gettop(L));
-    if (signal == SIGNAL_SPAWN) {
-      lua_xmove(co, L, 1);
-      coop__run(L, lua_gettop(L));
-      lua_xmove(L, co, 1);
-    } else {
-      lua_settop(co, -*nres - 1);
-      lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
-                      signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
-      ctx->raising = true;
-    }
+  signal_kind signal = ctx->signal;
+  if (signal == SIGNAL_NONE || signal == SIGNAL_AWAIT || signal == SIGNAL_EXIT)
+    return false;
+  ctx->signal = SIGNAL_NONE;
+  ctx->passing = 0;
+  if (signal == SIGNAL_SPAWN) {
+    lua_xmove(co, L, 1);
+    coop__run_now(L, lua_gettop(L));
+    lua_xmove(L, co, 1);
+  } else {
+    lua_settop(co, -nres - 1);
+    lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
+                    signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
+    ctx->raising = true;
   }
+  return true;
+}
+
+/* Resumes the task's thread with 'nargs' values on it. */
+static int resume_on(lua_State *L, task *t, int nargs, int *nres) {
+  int status = coop__resume(L, thread_of(t), nargs, nres);
+  while (status == LUA_YIELD && answer(L, t, *nres))
+    status = coop__resume(L, thread_of(t), 1, nres);
+  return status;
 }
 
 /* The iterator is exhausted. */
@@ -723,6 +727,10 @@ static bool resumed(lua_State *L, int idx, task *t, int status, int nres) {
   }
   signal_kind signal = ctx->signal;
   ctx->signal = SIGNAL_NONE;
+  if (signal == SIGNAL_EXIT) {
+    if (t->state == TASK_LIVE) stop(L, idx, t, TASK_STOPPED);
+    return false;
+  }
   if (nres == 0) return true;
   lua_pushvalue(co, -nres);
   lua_xmove(co, L, 1);
@@ -970,24 +978,8 @@ static int event(lua_State *L) {
     lua_pushboolean(L, step_resumed(L, 3, t));
   else {
     int nres = t->base.nout;
-    if (status == LUA_YIELD && c->ctx->signal > SIGNAL_AWAIT) {
-      /* a body to be run, or a misuse: on with the same step */
-      lua_State *co = thread_of(t);
-      signal_kind signal = c->ctx->signal;
-      c->ctx->signal = SIGNAL_NONE;
-      c->ctx->passing = 0;
-      if (signal == SIGNAL_SPAWN) {
-        lua_xmove(co, L, 1);
-        coop__run(L, lua_gettop(L));
-        lua_xmove(L, co, 1);
-      } else {
-        lua_settop(co, -nres - 1);
-        lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
-                        signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
-        c->ctx->raising = true;
-      }
+    if (status == LUA_YIELD && answer(L, t, nres))
       status = resume_on(L, t, 1, &nres);
-    }
     lua_pushboolean(L, resumed(L, 3, t, status, nres));
   }
   t->base.nout = 0;

@@ -434,7 +434,6 @@ static int interrupt_body(lua_State *L) {
   lua_getiuservalue(L, 1, BODY_WAIT); /* stack: body, message, body, source */
   coop__detach(L, 4, b);
   lua_pushvalue(L, 2);
-  coop__capture(L, b->co, 0);
   coop__tofailure(L);
   will_raise(L, 1, b);
   if (((deferred *)lua_touserdata(L, 4))->waiters == 0) coop__cancel(L, 4);

@@ -267,11 +267,12 @@ static void report_default(lua_State *L) {
 }
 
 void coop__report(lua_State *L) {
-  if (!lua_checkstack(L, 8)) {
-    lua_pop(L, 1);
+  coop_context *ctx = getctx(L);
+  if (!lua_checkstack(L, 8) || ctx->interrupt.exiting) {
+    lua_pop(L, 1); /* what os.exit ends has not failed */
     return;
   }
-  getctx(L)->unhandled++;
+  ctx->unhandled++;
   if (pushctx(L, CTX_UNHANDLED) != LUA_TNIL) {
     lua_pushvalue(L, -2);
     if (report_to(L)) {

@@ -69,19 +69,25 @@ static const char *boundary(lua_State *L) {
   return "?";
 }
 
-void coop__checkwait(lua_State *L, const char *fname) {
+/* Pushes why L cannot wait, or yield as 'fname' wants to. */
+static void push_refusal(lua_State *L, const char *fname) {
   coop_context *ctx = getctx(L);
-  if (ctx->running == L && lua_isyieldable(L)) return;
   if (ctx->running == L)
-    luaL_error(L, "%s: cannot wait across the C function '%s'", fname,
-               boundary(L));
+    lua_pushfstring(L, "%s: cannot wait across the C function '%s'", fname,
+                    boundary(L));
   else if (ctx->closing)
-    luaL_error(L, "%s: a body that is being closed cannot wait", fname);
+    lua_pushfstring(L, "%s: a body that is being closed cannot wait", fname);
   else if (lua_pushthread(L))
-    luaL_error(L, "%s: not in a coroutine that coop runs (see coop.run and "
-                  "coop.spawn)", fname);
+    lua_pushfstring(L, "%s: not in a coroutine that coop runs (see coop.run and "
+                       "coop.spawn)", fname);
   else
-    luaL_error(L, "%s: this coroutine is not run by coop", fname);
+    lua_pushfstring(L, "%s: this coroutine is not run by coop", fname);
+}
+
+void coop__checkwait(lua_State *L, const char *fname) {
+  if (getctx(L)->running == L && lua_isyieldable(L)) return;
+  push_refusal(L, fname);
+  luaL_error(L, "%s", lua_tostring(L, -1));
 }
 
 /* Goes on behind a yield: with the values given, or raising the one. */
@@ -219,8 +225,7 @@ int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
         return pass_on(L, co, nres, mode);
       ctx->signal = SIGNAL_NONE; /* it cannot go on: raise where it began */
       lua_settop(co, -nres - 1);
-      lua_pushfstring(L, "await: cannot wait across the C function '%s'",
-                      boundary(L));
+      push_refusal(L, "await");
       nargs = 1;
       ctx->raising = true;
       continue;
@@ -451,6 +456,7 @@ static void close_inner(lua_State *L, int error) {
 bool coop__fiber_close(lua_State *L, int idx) {
   fiber *f = lua_touserdata(L, idx);
   bool ok = true;
+  if (!f->co) return true; /* collected before: its closers have run */
   idx = lua_absindex(L, idx);
   luaL_checkstack(L, 8, "close");
   lua_pushnil(L); /* the error of a closer */

@@ -27,8 +27,11 @@ static void on_turn(void *ud) {
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
   if (!lua_checkstack(L, 8)) return;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->loop);
-  if (lua_pcall(L, 0, 0, 0) == LUA_OK) return;
+  int status = lua_pcall(L, 0, 0, 0);
   ctx->turning = false;
+  if (lua_gethook(L) && atomic_load(&ctx->interrupt.pending))
+    lua_sethook(L, NULL, 0, 0); /* an interrupt is for scripts, not for the loop */
+  if (status == LUA_OK) return;
   ctx->depth = 0;
   ctx->running = NULL;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */

@@ -194,7 +194,8 @@ void coop__due(lua_State *L) {
   uint64_t limit = c->timers.seq;
   double t = coop__now();
   coop_timer *timer;
-  while ((timer = coop__timers_expire(&c->timers, t, limit)))
+  while (!getctx(L)->interrupt.exiting &&
+         (timer = coop__timers_expire(&c->timers, t, limit)))
     if (!run_call(L, at, c, timer)) coop__reporterror(L);
   lua_settop(L, at - 1);
 }
