@@ -56,11 +56,9 @@ end
 --- Ends it early: what is in flight is cancelled, the iterator closed.
 local function abandon(work)
   work.over = true
-  if not work.ended then
-    pcall(work.task.stop, work.task) -- it may have come to its end just now
-    local failure = core.close_iterator(work.source)
-    if failure then core.report(failure) end
-  end
+  if not work.ended then pcall(work.task.stop, work.task) end -- it may just have ended
+  local failure = core.close_iterator(work.source)
+  if failure then core.report(failure) end
   local numbers, flying = {}, work.flying
   for i in next, flying do numbers[#numbers + 1] = i end
   table.sort(numbers)

@@ -21,7 +21,7 @@ local function snapshot(list)
   for i = 1, n do
     local child = list[i]
     if not coop.is_deferred(child) then
-      return nil, ('%s (at index %d)'):format(expected, i), child
+      return nil, ('Deferred at index %d of the table'):format(i), child
     end
     children[i] = child
   end

@@ -75,9 +75,16 @@ local function deliver_tokens(self)
   end
 end
 
+---@class coop.DeferredLock: coop.Holdable
+---@field locked boolean is it held?
+
+---@class coop.DeferredSemaphore: coop.Holdable
+---@field tokens integer how many more may hold it now
+---@field limit integer how many may hold it at once
+
 --- Makes the methods of a class of things that are acquired and released.
 local function holdable(name)
-  ---@class coop.DeferredSemaphore
+  ---@class coop.Holdable
   local methods = {}
 
   --- Fires with the object itself when it is the caller's turn. To be released, by hand or as a
