@@ -513,6 +513,29 @@ describe('an accumulation by batches', function()
     assert.equal('oops', (error_of(d)))
   end)
 
+  it('is cancelled from inside: its generator is closed at its next yield', function()
+    local d
+    local function body()
+      local _ <close> = setmetatable({}, { __close = function() log[#log + 1] = 'closed' end })
+      coroutine.yield(1)
+      d:cancel()
+      log[#log + 1] = 'cancelled'
+      coroutine.yield(2)
+      log[#log + 1] = 'never'
+    end
+    local kinds = {
+      function(iterator) return coop.accumulate(iterator, c) end,
+      function(iterator) return coop.batch_accumulate(10, iterator, c) end,
+    }
+    for _, kind in ipairs(kinds) do
+      log = {}
+      d = kind(coop.generator(body)())
+      finish()
+      assert.same({ 'cancelled', 'closed' }, log)
+      assert.is_true(CancelledError:is((error_of(d))))
+    end
+  end)
+
   it('is cancelled and paused like any accumulation', function()
     local d = coop.batch_accumulate(2, items(1, 2, 3, 4, 5), c)
     s.pump()
@@ -618,6 +641,16 @@ describe('work in parallel', function()
     assert.same({ n = 4, 1, false, 3, nil }, results)
     assert.equal(4, results.n)
     assert.is_nil(results[4])
+  end))
+
+  it('gives its function the values of Deferreds, which fail it when they fail', run(function()
+    local values = { 1, coop.sleep(0), coop.succeed(3) }
+    values[2]:add_callback(function() return 2 end)
+    local results = coop.await(coop.parallel(2, values, function(v) return v * 10 end))
+    assert.same({ n = 3, 10, 20, 30 }, results)
+    local ok, e = pcall(coop.await, coop.parallel(2, { 1, coop.fail 'oops' }, function() end))
+    assert.is_false(ok)
+    assert.equal('oops', e)
   end))
 
   it('of nothing is an empty list', run(function()

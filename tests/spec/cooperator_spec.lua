@@ -89,9 +89,19 @@ describe('a Cooperator', function()
       local done = c:cooperate(iterator):when_done()
       finish()
       assert.equal(iterator, value_of(done))
-      local d = c:coiterate(iterator)
+    end
+  end)
+
+  it('COOP-02a gives the iterator itself that was at its end already', function()
+    local generator = coop.generator(function() coroutine.yield(1) end)()
+    local co = coroutine.create(function() coroutine.yield(1) end)
+    for _, iterator in ipairs { generator, co } do
+      local first = c:coiterate(iterator)
       finish()
-      assert.equal(iterator, value_of(d))
+      assert.equal(iterator, value_of(first))
+      local second = c:coiterate(iterator)
+      finish()
+      assert.equal(iterator, value_of(second))
     end
   end)
 
@@ -1064,6 +1074,24 @@ describe('the end of a task', function()
     is_error(errors.TaskStopped, (error_of(one)))
     s.pump()
     assert.equal(g, value_of(other))
+  end)
+
+  it('ends with stop for all who share a generator that awaits', function()
+    for stopping = 1, 2 do
+      local g = coop.generator(function()
+        local _ <close> = setmetatable({}, { __close = note 'closed' })
+        coop.await(coop.Deferred())
+      end)()
+      local tasks = { c:cooperate(g), c:cooperate(g) }
+      local other = tasks[3 - stopping]:when_done()
+      log = {}
+      s.pump(2)
+      assert.equal(0, s.outstanding())
+      tasks[stopping]:stop()
+      assert.same({ 'closed' }, log)
+      finish()
+      assert.equal(g, value_of(other))
+    end
   end)
 
   it('closes no generator of a task that fails', function()

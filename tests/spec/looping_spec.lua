@@ -478,6 +478,26 @@ describe('a looping call', function()
     assert.is_true(CancelledError:is((error_of(done))))
   end)
 
+  it('LOOP-29d is not started again until a cancelled run has settled', function()
+    local d = coop.Deferred()
+    local l = looping(coop.inline_callbacks(function()
+      note()
+      if #times == 1 then
+        pcall(coop.await, coop.Deferred())
+        coop.await(d)
+      end
+    end))
+    local done = l:start(1)
+    done:cancel()
+    assert.is_true(CancelledError:is((error_of(done))))
+    misuse(function() l:start(1) end, 'start')
+    d:callback()
+    local again = l:start(1)
+    assert.same({ 0, 0 }, times)
+    l:stop()
+    assert.equal(l, value_of(again))
+  end)
+
   it('may be cancelled from its own function', function()
     local done
     local l = looping(function()

@@ -268,7 +268,7 @@ describe('a loop', function()
         print '1'
         r:stop()
       end)
-      local far = r:call_later(0.05, print, '2')
+      local far = r:call_later(1000, print, '2')
       r:run()
       print 'stopped'
       far:reset(0)
@@ -383,6 +383,17 @@ describe('the loop of the command', function()
       print 'never'
     ]])
     assert.equal('before\nafter\n', result.out)
+    assert.equal(0, result.status)
+  end)
+
+  it('ends with status 0 when the script itself stops it and then waits', function()
+    local result = child.coop(head .. [[
+      add('during', 'shutdown', print, 'shutdown')
+      r:stop()
+      coop.await(coop.sleep(1000))
+      print 'never'
+    ]])
+    assert.equal('shutdown\n', result.out)
     assert.equal(0, result.status)
   end)
 

@@ -85,6 +85,25 @@ describe('a generator that several tasks share', function()
     assert.same({ 20, 10, 30 }, results)
   end)
 
+  it('makes them all wait that ask for more while it awaits', function()
+    local d, seen = coop.Deferred(), {}
+    local g = coop.generator(function()
+      seen[#seen + 1] = coop.await(d)
+      for i = 1, 4 do
+        coroutine.yield(i)
+        seen[#seen + 1] = i
+      end
+    end)()
+    local ds = workers(3, g)
+    s.pump()
+    assert.equal(0, s.outstanding())
+    d:callback 'go'
+    assert.same({}, seen)
+    s.pump(3)
+    assert.same({ 'go', 1, 2, 3, 4 }, seen)
+    for i = 1, 3 do assert.equal(g, value_of(ds[i])) end
+  end)
+
   it('THROT-03 goes on with the others when the Deferred of one fails', function()
     local g = work(5)
     local ds = workers(2, g)
