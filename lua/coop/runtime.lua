@@ -80,21 +80,17 @@ local function turn_until(done)
   return true
 end
 
-local function all_called(waits)
-  return function()
-    for _, d in ipairs(waits) do
-      if not d.called then return false end
-    end
-    return true
-  end
-end
-
+-- A before-trigger that waits holds the other triggers back, not the loop.
 local function start()
   stop_asked = false
-  fire_phase('startup', 'before')
+  local held = coop.DeferredList(fire_phase('startup', 'before'))
   core.set_running(true)
-  fire_phase('startup', 'during')
-  fire_phase('startup', 'after')
+  local function go_on()
+    if not reactor.running then return end
+    fire_phase('startup', 'during')
+    fire_phase('startup', 'after')
+  end
+  held:add_callback(go_on)
   local calls = when_running
   when_running = {}
   for _, call in ipairs(calls) do
@@ -104,7 +100,8 @@ local function start()
 end
 
 local function shut_down()
-  turn_until(all_called(fire_phase('shutdown', 'before')))
+  local held = coop.DeferredList(fire_phase('shutdown', 'before'))
+  turn_until(function() return held.called end)
   core.set_running(false)
   fire_phase('shutdown', 'during')
   fire_phase('shutdown', 'after')

@@ -81,8 +81,8 @@ enum {
   CTX_RAISED,     /* the Failure whose value was raised last */
   CTX_MSGH,       /* coop__msgh as a function */
   CTX_DEATHS,     /* weak: thread -> frames of the error that ends it */
-  CTX_MSGH_BODY,  /* its message handler */
-  CTX_BODY_MAIN,  /* the function at the base of each body's coroutine */
+  CTX_FIBER_MSGH, /* its message handler */
+  CTX_FIBER_MAIN, /* the function at the base of each fiber */
   CTX_POOL,       /* fibers to be used again */
   CTX_THREADS,    /* weak: thread -> address of its fiber, or false while a wait
                      passes through it: threads that scripts may not resume */
@@ -104,7 +104,8 @@ typedef enum signal_kind {
   SIGNAL_SPAWN,    /* run the new body on top to its first wait */
   SIGNAL_NORETURN, /* go on with the function and arguments given */
   SIGNAL_RETURN,   /* leave the body with the value on top */
-  SIGNAL_EXIT      /* close it: the process ends */
+  SIGNAL_EXIT,     /* close it: the process ends */
+  SIGNAL_DIED      /* no yield: the fiber's function failed with the value on top */
 } signal_kind;
 
 typedef struct fiber fiber;
@@ -232,7 +233,7 @@ int coop__msgh(lua_State *L);
 /* Is the function at 'level' of 'co' one of coop's own? [-0, +0, -] */
 bool coop__ownlevel(lua_State *L, lua_State *co, int level);
 /* The error value on top of 'co' was raised at 'level': unless that was coop
-   itself, a string equal to what was raised last is another error. */
+   itself, a string equal to what was raised last is another error. [-0, +0, -] */
 void coop__forget_raised(lua_State *L, lua_State *co, int level);
 /* Tells on_unhandled, or standard error, of the Failure on top. [-1, +0, -] */
 void coop__report(lua_State *L);
@@ -347,8 +348,9 @@ static inline bool settled(const deferred *d) {
 /* The failure that 'd' at 'idx' carries has reached somebody. [-0, +0, -] */
 void coop__handled(lua_State *L, int idx);
 
-/* True when 'd' waits, directly or through others, on 'target'. */
-bool coop__waitson(lua_State *L, int idx, const deferred *target);
+/* True when the Deferred at 'idx' waits, directly or through others, on the one
+   at 'target'. [-0, +0, -] */
+bool coop__waitson(lua_State *L, int idx, int target);
 /* Pushes the error for that. [-0, +1, m] */
 void coop__pushcycle(lua_State *L);
 
@@ -366,14 +368,17 @@ struct fiber {
   lua_State *co;
   coop_context *ctx; /* NULL once the context is gone */
   coop_link link;   /* in ctx->fibers while something of it is suspended */
-  bool spent;       /* not to be used again: a script has seen the thread, or it was
-                       closed in mid-flight (5.4.4 leaves its message handler set) */
+  bool spent;       /* a script has seen the thread: it is not used again */
   bool waits;       /* suspended in an await */
   bool inner;       /* FIBER_INNER is a list: a wait passed through others */
 };
 
-/* Pushes a fiber whose thread is empty. [-0, +1, m] */
-fiber *coop__fiber_take(lua_State *L);
+/* Moves the function and its 'nargs' arguments on top to a fiber, which is pushed;
+   its thread is to be resumed with nargs + 1 values. [-(nargs+1), +1, m] */
+fiber *coop__fiber_new(lua_State *L, int nargs);
+/* Pushes the error that 'co' died of; its frames, if it was a fiber, are in
+   CTX_FRAMES. The thread is closed and empty. [-0, +1, m] */
+void coop__fiber_error(lua_State *L, lua_State *co);
 /* Gives the fiber at 'idx' back; its thread must be empty or dead and closed.
    [-0, +0, m] */
 void coop__fiber_give(lua_State *L, int idx);

@@ -97,6 +97,8 @@ static void pushtask(lua_State *L, int run, const task *t) {
 
 /* --- steps -------------------------------------------------------------------------- */
 
+/* The first two are tail calls of lua_resume: a further frame between the ring and
+   a coroutine costs more than all the rest. What died says so by ctx->signal. */
 static int step_generator(coop_task *base, void *host) {
   task *t = of(base);
   generator *g = t->g;
@@ -682,9 +684,7 @@ static int resume_on(lua_State *L, task *t, int nargs, int *nres) {
 static void ended(lua_State *L, int idx, task *t) {
   if (t->g) {
     lua_getiuservalue(L, idx, TASK_ITERATOR);
-    if (!coop__generator_finish(L, lua_gettop(L))) { /* its value is dropped */
-      coop__reporterror(L);
-    }
+    coop__generator_finish(L, lua_gettop(L)); /* it has nothing left to close */
     lua_pop(L, 1);
   }
   finish(L, idx, t, TASK_DONE_STATE, 0, false);
@@ -694,15 +694,19 @@ static void ended(lua_State *L, int idx, task *t) {
 static void died(lua_State *L, int idx, task *t) {
   lua_State *co = thread_of(t);
   int top = lua_gettop(L);
-  coop__capture(L, co, 0);
+  if (!t->g) coop__capture(L, co, 0);
+  coop__fiber_error(L, co);
+  coop__caught(L, true);
   if (t->g) {
     lua_getiuservalue(L, idx, TASK_ITERATOR);
-    coop__generator_finish(L, top + 1);
-  } else {
-    coop__close_thread(L, co);
+    coop__generator_finish(L, top + 2);
+    lua_pop(L, 1);
   }
-  coop__caught(L, true);
-  fail(L, idx, t);
+  if (t->state == TASK_LIVE) {
+    fail(L, idx, t);
+  } else { /* it had stopped itself: the error is nobody's outcome */
+    coop__report(L);
+  }
   lua_settop(L, top);
 }
 
@@ -716,13 +720,7 @@ static bool resumed(lua_State *L, int idx, task *t, int status, int nres) {
     return false;
   }
   if (status != LUA_YIELD) {
-    if (t->state == TASK_LIVE) {
-      died(L, idx, t);
-    } else { /* it had stopped itself: the error is nobody's outcome */
-      coop__capture(L, co, 0);
-      lua_xmove(co, L, 1);
-      coop__reporterror(L);
-    }
+    died(L, idx, t);
     return false;
   }
   signal_kind signal = ctx->signal;
@@ -754,7 +752,7 @@ static int pushinput(lua_State *L, int idx, task *t) {
   if (!t->resumes) {
     lua_Debug ar;
     if (lua_status(co) == LUA_OK && !lua_getstack(co, 0, &ar))
-      return lua_gettop(co) - 1; /* its first step: the arguments are there */
+      return lua_gettop(co) - 1; /* its first step: all is there */
     return 0;
   }
   t->resumes = false;
@@ -971,6 +969,10 @@ static int event(lua_State *L) {
     return 0;
   }
   c->ctx->running = NULL;
+  if (c->ctx->signal == SIGNAL_DIED) {
+    c->ctx->signal = SIGNAL_NONE;
+    status = LUA_ERRRUN;
+  }
   pushtask(L, 2, t);
   if (status == STEP_EVENT && !t->g && !t->co)
     lua_pushboolean(L, step_called(L, 3, t));

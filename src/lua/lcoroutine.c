@@ -7,62 +7,16 @@
 */
 #include "lcoop.h"
 
-/* --- the base of a body's coroutine ------------------------------------------------ */
-
-/* Its function runs in a protected call that can yield: so cleanup may wait while
-   an error unwinds the body, and the frames are kept before they are gone. */
-static int body_k(lua_State *L, int status, lua_KContext k) {
-  (void)k;
-  if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 1;
-  return lua_error(L);
-}
-
-static int body_main(lua_State *L) {
-  pushctx(L, CTX_MSGH_BODY);
-  lua_insert(L, 1);
-  int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, body_k);
-  return body_k(L, status, 0);
-}
-
-/* The frames of an error that nothing in the body catches, for its coroutine: they
-   are asked for when its cleanup has run. */
-static int body_msgh(lua_State *L) {
-  coop__msgh(L);
-  pushctx(L, CTX_DEATHS);
-  lua_pushthread(L);
-  pushctx(L, CTX_FRAMES);
-  lua_rawset(L, -3);
-  lua_settop(L, 1);
-  return 1;
-}
-
-/* Puts the frames that body_msgh kept for 'co' into CTX_FRAMES. */
-static void recall_frames(lua_State *L, lua_State *co) {
-  pushctx(L, CTX_DEATHS);
-  lua_pushthread(co);
-  lua_xmove(co, L, 1);
-  lua_pushvalue(L, -1);
-  lua_rawget(L, -3);
-  lua_setiuservalue(L, CTX, CTX_FRAMES);
-  lua_pushnil(L);
-  lua_rawset(L, -3);
-  lua_pop(L, 1);
-}
-
 /* --- making ----------------------------------------------------------------------- */
 
 body *coop__body_new(lua_State *L, kind k, int nargs) {
   int first = lua_gettop(L) - nargs;
   body *b = coop__new(L, k, sizeof *b, BODY_NUV);
+  b->state = BODY_ENDED; /* harmless until its function is in place */
   lua_insert(L, first);
-  fiber *f = coop__fiber_take(L);
+  fiber *f = coop__fiber_new(L, nargs);
   lua_setiuservalue(L, first, BODY_FIBER);
   b->co = f->co;
-  b->state = BODY_ENDED; /* harmless until its function is in place */
-  luaL_argcheck(L, lua_checkstack(b->co, nargs + 4), 1, "too many arguments");
-  pushctx(L, CTX_BODY_MAIN);
-  lua_xmove(L, b->co, 1);
-  lua_xmove(L, b->co, nargs + 1);
   b->nargs = nargs + 1;
   b->state = BODY_START;
   return b;
@@ -169,14 +123,9 @@ static void close_body(lua_State *L, int cur, body *b) {
   finish(L, cur, b);
 }
 
-/* The body died: its frames are kept, its closers run, the error, or that of a
-   closer, is its outcome. */
+/* The body died, its cleanup has run: the error is its outcome. */
 static void died(lua_State *L, int cur, body *b) {
-  recall_frames(L, b->co);
-  lua_getiuservalue(L, cur, BODY_FIBER);
-  int at = lua_gettop(L);
-  if (coop__fiber_close(L, at)) lua_pushnil(L); /* it cannot be */
-  lua_replace(L, at);
+  coop__fiber_error(L, b->co);
   coop__caught(L, true);
   finish(L, cur, b);
 }
@@ -201,7 +150,7 @@ static void wait(lua_State *L, int cur, body *b) {
   if (b->cancelled) { /* in its own step: here it ends */
     if (d->waiters == 0) coop__cancel(L, at);
     b->state = BODY_CLOSES;
-  } else if (d == &b->d || (b->d.waiters && coop__waitson(L, at, &b->d))) {
+  } else if (d == &b->d || (b->d.waiters && coop__waitson(L, at, cur))) {
     coop__pushcycle(L);
     will_raise(L, cur, b);
   } else if (settled(d)) {
@@ -257,12 +206,8 @@ static void noreturn_to(lua_State *L, int cur, body *b, int nres) {
   }
   if (pushbody(L, first) != KIND_COUNT) lua_replace(L, first);
   give_back(L, cur, b);
-  b->co = coop__fiber_take(L)->co;
+  b->co = coop__fiber_new(L, nres - 1)->co;
   lua_setiuservalue(L, cur, BODY_FIBER);
-  luaL_argcheck(L, lua_checkstack(b->co, nres + 4), 1, "too many arguments");
-  pushctx(L, CTX_BODY_MAIN);
-  lua_xmove(L, b->co, 1);
-  lua_xmove(L, b->co, nres);
   b->nargs = nres;
   b->state = BODY_START;
 }
@@ -301,6 +246,7 @@ static void on_yield(lua_State *L, int cur, body *b, int nres) {
       lua_settop(b->co, -nres - 1);
       b->state = BODY_CLOSES;
       break;
+    case SIGNAL_DIED: break; /* it is no yield */
   }
 }
 
@@ -449,12 +395,6 @@ static const luaL_Reg core_functions[] = {
 };
 
 void coop__open_coroutine(lua_State *L) {
-  lua_pushvalue(L, CTX);
-  lua_pushcclosure(L, body_main, 1);
-  lua_setiuservalue(L, CTX, CTX_BODY_MAIN);
-  lua_pushvalue(L, CTX);
-  lua_pushcclosure(L, body_msgh, 1);
-  lua_setiuservalue(L, CTX, CTX_MSGH_BODY);
   lua_pushvalue(L, 1);
   coop__setfuncs(L, functions);
   lua_pushvalue(L, 2);

@@ -166,13 +166,13 @@ void coop__detach(lua_State *L, int idx, const void *who) {
   if (!has_more(d)) return;
   lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
   lua_Integer at = place_of(L, d, who);
-  if (at < 0) { /* the waiter stands above us on the stack: use it as the key */
-    lua_pushvalue(L, -2);
+  if (at < 0) { /* stack: waiter, Deferred, table */
+    lua_pushvalue(L, -3);
     lua_rawget(L, -2);
     at = lua_tointeger(L, -1);
     lua_pop(L, 1);
     if (at) {
-      lua_pushvalue(L, -2);
+      lua_pushvalue(L, -3);
       lua_pushnil(L);
       lua_rawset(L, -3);
     }
@@ -277,12 +277,40 @@ static bool pushnext(lua_State *L) {
   return true;
 }
 
-bool coop__waitson(lua_State *L, int idx, const deferred *target) {
-  bool found = false;
+/* Replaces the Deferred on top by the one that waits on it. 1; 0 when there is
+   none; -1 when there are several, or it stands too far back to look for. */
+static int pushabove(lua_State *L) {
+  deferred *d = lua_touserdata(L, -1);
+  if (d->waiters == 0) return 0;
+  if (d->waiters > 1 || !pushwaiter(L, lua_gettop(L), d)) return -1;
+  if (!todeferred(L, -1)) { /* a task: nobody waits on that */
+    lua_pop(L, 1);
+    return 0;
+  }
+  lua_replace(L, -2);
+  return 1;
+}
+
+/* Goes down from 'idx' and up from 'target' in turn, until one of them comes to an
+   end: so the shorter way decides what a link costs, however long the chains that
+   it joins. */
+bool coop__waitson(lua_State *L, int idx, int target) {
+  const void *bottom = lua_touserdata(L, target), *top = lua_touserdata(L, idx);
+  int up = 1, at = lua_gettop(L) + 1;
+  bool found = false, more = true;
+  lua_pushvalue(L, target);
   lua_pushvalue(L, idx);
-  do found = lua_touserdata(L, -1) == target;
-  while (!found && pushnext(L));
-  lua_pop(L, 1);
+  while (more && !(found = lua_touserdata(L, at + 1) == bottom)) {
+    more = pushnext(L);
+    if (more && up > 0) {
+      lua_pushvalue(L, at);
+      up = pushabove(L);
+      lua_replace(L, at);
+      found = lua_touserdata(L, at) == top;
+      more = up != 0 && !found;
+    }
+  }
+  lua_settop(L, at - 1);
   return found;
 }
 
@@ -305,7 +333,7 @@ static void hand_over(lua_State *L, int from, int to) {
 static void wait_for(lua_State *L, int cur, deferred *d) {
   deferred *inner = lua_touserdata(L, -1);
   int at = lua_gettop(L);
-  if (inner == d || (d->waiters && coop__waitson(L, at, d))) {
+  if (inner == d || (d->waiters && coop__waitson(L, at, cur))) {
     coop__pushcycle(L);
     set_result(L, cur, d);
   } else if (settled(inner)) {

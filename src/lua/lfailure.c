@@ -272,7 +272,6 @@ void coop__report(lua_State *L) {
     lua_pop(L, 1); /* what os.exit ends has not failed */
     return;
   }
-  ctx->unhandled++;
   if (pushctx(L, CTX_UNHANDLED) != LUA_TNIL) {
     lua_pushvalue(L, -2);
     if (report_to(L)) {
@@ -281,6 +280,7 @@ void coop__report(lua_State *L) {
     }
   }
   lua_pop(L, 1); /* nil, or the reporter's own error */
+  ctx->unhandled++; /* what a script's own function took is not left unhandled */
   report_default(L);
 }
 

@@ -24,6 +24,10 @@ int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres) {
   bool calling = ctx->calling;
   ctx->running = co;
   int status = lua_resume(co, L, nargs, nres);
+  if (status == LUA_OK && ctx->signal == SIGNAL_DIED) {
+    ctx->signal = SIGNAL_NONE;
+    status = LUA_ERRRUN;
+  }
   ctx->running = outer;
   ctx->depth = depth; /* an error may have left runs behind */
   ctx->calling = calling;
@@ -167,10 +171,9 @@ static int pump_error(lua_State *L, lua_State *co, resume_mode mode) {
     return 2;
   }
   if (mode == RESUME_NEXT) {
-    coop__capture(L, co, 0);
-    coop__forget_raised(L, co, 0);
-    coop__generator_finish(L, 1);
+    coop__fiber_error(L, co);
     coop__caught(L, true);
+    coop__generator_finish(L, 1);
     coop__raised(L, lua_gettop(L));
     lua_getiuservalue(L, -1, FAILURE_VALUE);
     return lua_error(L);
@@ -378,7 +381,79 @@ bool coop__close_thread(lua_State *L, lua_State *co) {
   return false;
 }
 
-fiber *coop__fiber_take(lua_State *L) {
+/* Its function runs in a protected call that can yield: so cleanup may wait while
+   an error unwinds it, the frames are kept before they are gone, and the thread is
+   as good as new afterwards. (A thread that is closed in mid-flight keeps the
+   message handler it had, in 5.4.4: no error may leave this call.) */
+static int fiber_k(lua_State *L, int status, lua_KContext k) {
+  (void)k;
+  if (status == LUA_OK || status == LUA_YIELD) return lua_gettop(L) - 1;
+  getctx(L)->signal = SIGNAL_DIED;
+  return 1;
+}
+
+static int fiber_main(lua_State *L) {
+  pushctx(L, CTX_FIBER_MSGH);
+  lua_insert(L, 1);
+  int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, fiber_k);
+  return fiber_k(L, status, 0);
+}
+
+/* The frames of an error that nothing in the fiber catches are kept for it: they
+   are asked for when its cleanup has run. */
+static int fiber_msgh(lua_State *L) {
+  coop__msgh(L);
+  pushctx(L, CTX_DEATHS);
+  lua_pushthread(L);
+  pushctx(L, CTX_FRAMES);
+  lua_rawset(L, -3);
+  lua_settop(L, 1);
+  return 1;
+}
+
+/* Puts the frames that fiber_msgh kept for 'co' into CTX_FRAMES. */
+static void recall_frames(lua_State *L, lua_State *co) {
+  pushctx(L, CTX_DEATHS);
+  lua_pushthread(co);
+  lua_xmove(co, L, 1);
+  lua_pushvalue(L, -1);
+  lua_rawget(L, -3);
+  lua_setiuservalue(L, CTX, CTX_FRAMES);
+  lua_pushnil(L);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+}
+
+void coop__fiber_error(lua_State *L, lua_State *co) {
+  int status = lua_status(co);
+  luaL_checkstack(L, 6, "error");
+  if (status == LUA_OK || status == LUA_YIELD) { /* it died in good order, or was
+                                                    not resumed at all */
+    lua_xmove(co, L, 1);
+    recall_frames(L, co);
+    if (status == LUA_OK) lua_settop(co, 0);
+    else if (!coop__close_thread(L, co)) lua_pop(L, 1);
+  } else if (coop__close_thread(L, co)) {
+    lua_pushnil(L); /* it cannot be */
+  }
+}
+
+static fiber *fiber_make(lua_State *L) {
+  fiber *f = coop__new(L, KIND_FIBER, sizeof *f, FIBER_NUV);
+  coop__link_init(&f->link);
+  f->ctx = getctx(L);
+  lua_State *co = lua_newthread(L);
+  pushctx(L, CTX_THREADS);
+  lua_pushvalue(L, -2);
+  lua_pushlightuserdata(L, f);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
+  lua_setiuservalue(L, -2, FIBER_THREAD);
+  f->co = co;
+  return f;
+}
+
+fiber *coop__fiber_new(lua_State *L, int nargs) {
   coop_context *ctx = getctx(L);
   fiber *f;
   if (ctx->pooled > 0) {
@@ -389,19 +464,13 @@ fiber *coop__fiber_take(lua_State *L) {
     lua_remove(L, -2);
     f = lua_touserdata(L, -1);
   } else {
-    f = coop__new(L, KIND_FIBER, sizeof *f, FIBER_NUV);
-    coop__link_init(&f->link);
-    f->ctx = ctx;
-    f->co = lua_newthread(L);
-    lua_setiuservalue(L, -2, FIBER_THREAD);
-    pushctx(L, CTX_THREADS);
-    lua_getiuservalue(L, -2, FIBER_THREAD);
-    lua_pushlightuserdata(L, f);
-    lua_rawset(L, -3);
-    lua_pop(L, 1);
-    lua_getiuservalue(L, -1, FIBER_THREAD);
-    lua_pop(L, 1);
+    f = fiber_make(L);
   }
+  if (!lua_checkstack(f->co, nargs + 4)) luaL_error(L, "too many arguments");
+  lua_insert(L, -nargs - 2);
+  pushctx(L, CTX_FIBER_MAIN);
+  lua_xmove(L, f->co, 1);
+  lua_xmove(L, f->co, nargs + 1);
   coop__link_insert(&ctx->fibers, &f->link);
   return f;
 }
@@ -410,7 +479,7 @@ void coop__fiber_give(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
   fiber *f = lua_touserdata(L, idx);
   coop__link_remove(&f->link);
-  if (f->spent || ctx->closed || ctx->pooled >= POOL_MAX) return;
+  if (f->spent || !f->co || ctx->closed || ctx->pooled >= POOL_MAX) return;
   if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
   idx = lua_absindex(L, idx);
   pushctx(L, CTX_POOL);
@@ -472,7 +541,6 @@ bool coop__fiber_close(lua_State *L, int idx) {
     ok = lua_isnil(L, error);
     lua_settop(L, error);
   }
-  f->spent = true;
   if (!coop__close_thread(L, f->co)) {
     lua_replace(L, error);
     ok = false;
@@ -515,6 +583,12 @@ static const luaL_Reg fiber_meta[] = {
    coop.yield, which is the same as coroutine.yield. */
 void coop__open_fiber(lua_State *L) {
   coop__newtype(L, KIND_FIBER, NULL, fiber_meta);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, fiber_main, 1);
+  lua_setiuservalue(L, CTX, CTX_FIBER_MAIN);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, fiber_msgh, 1);
+  lua_setiuservalue(L, CTX, CTX_FIBER_MSGH);
   lua_newtable(L);
   coop__setfuncs(L, library);
   lua_getfield(L, -1, "yield");

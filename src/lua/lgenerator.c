@@ -13,17 +13,14 @@ void coop__generator_start(lua_State *L, int idx) {
   generator *g = lua_touserdata(L, idx);
   idx = lua_absindex(L, idx);
   luaL_checkstack(L, g->nargs + 4, "generator");
-  fiber *f = coop__fiber_take(L);
-  luaL_argcheck(L, lua_checkstack(f->co, g->nargs + 2), 1, "too many arguments");
-  for (int i = 0; i <= g->nargs; i++) {
+  for (int i = 0; i <= g->nargs; i++)
     lua_getiuservalue(L, idx, GENERATOR_BODY + i);
-    if (i > 0) {
-      lua_pushnil(L);
-      lua_setiuservalue(L, idx, GENERATOR_BODY + i);
-    }
-  }
-  lua_xmove(L, f->co, g->nargs + 1);
+  fiber *f = coop__fiber_new(L, g->nargs);
   lua_setiuservalue(L, idx, GENERATOR_BODY);
+  for (int i = 1; i <= g->nargs; i++) {
+    lua_pushnil(L);
+    lua_setiuservalue(L, idx, GENERATOR_BODY + i);
+  }
   g->co = f->co;
   g->state = GENERATOR_READY;
 }
@@ -37,8 +34,7 @@ bool coop__generator_finish(lua_State *L, int idx) {
     g->state = GENERATOR_RUNS; /* its closers may ask */
     lua_getiuservalue(L, idx, GENERATOR_BODY);
     int at = lua_gettop(L);
-    if (lua_status(g->co) != LUA_OK || lua_gettop(g->co) > 0)
-      ok = coop__fiber_close(L, at);
+    ok = coop__fiber_close(L, at);
     coop__fiber_give(L, at);
     lua_remove(L, at);
   }
@@ -76,7 +72,7 @@ static int generator_next(lua_State *L) {
   }
   if (g->state == GENERATOR_NEW) {
     coop__generator_start(L, 1);
-    nargs = g->nargs;
+    nargs = g->nargs + 1;
     lua_xmove(g->co, L, nargs);
   }
   return coop__pump(L, g->co, nargs, RESUME_NEXT);
@@ -170,7 +166,8 @@ static int check_iterator(lua_State *L) {
    its cleanup. One that runs at this moment is left alone. */
 static int close_iterator(lua_State *L) {
   generator *g = tokind(L, 1, KIND_GENERATOR);
-  if (g && g->state != GENERATOR_WAITS && !suspended(g)) return 0;
+  if (g && (g->state == GENERATOR_ENDED ||
+            (g->state != GENERATOR_WAITS && !suspended(g)))) return 0;
   if (coop__iterator_close(L, 1)) return 0;
   coop__caught(L, false);
   return 1;

@@ -200,19 +200,28 @@ static int blame(lua_State *L) {
   return lua_error(L);
 }
 
+/* Pushes what came, as check tells it: of a number that had to be of some kind
+   of number its value. [-0, +1, m] */
+static void pushgot(lua_State *L, int idx, const char *expected) {
+  bool value = lua_type(L, idx) == LUA_TNUMBER &&
+               (strstr(expected, "number") || strstr(expected, "integer"));
+  if (value) luaL_tolstring(L, idx, NULL);
+  else lua_pushstring(L, describe(L, idx));
+}
+
 /* core.check(fname, n, expected, v) */
 static int check(lua_State *L) {
+  const char *fname = luaL_checkstring(L, 1), *expected = luaL_checkstring(L, 3);
+  int n = (int)luaL_checkinteger(L, 2);
   lua_settop(L, 4);
-  if (lua_isnil(L, 4))
-    lua_pushfstring(L, "bad argument #%d to '%s' (%s expected, got nil)",
-                    (int)lua_tointeger(L, 2), lua_tostring(L, 1), lua_tostring(L, 3));
-  else if (lua_tointeger(L, 2) == 0)
-    lua_pushfstring(L, "calling '%s' on bad self (%s expected, got %s)",
-                    lua_tostring(L, 1), lua_tostring(L, 3), describe(L, 4));
+  pushgot(L, 4, expected);
+  const char *got = lua_tostring(L, -1);
+  if (n == 0)
+    lua_pushfstring(L, "calling '%s' on bad self (%s expected, got %s)", fname,
+                    expected, got);
   else
-    lua_pushfstring(L, "bad argument #%d to '%s' (%s expected, got %s)",
-                    (int)lua_tointeger(L, 2), lua_tostring(L, 1), lua_tostring(L, 3),
-                    describe(L, 4));
+    lua_pushfstring(L, "bad argument #%d to '%s' (%s expected, got %s)", n, fname,
+                    expected, got);
   return blame(L);
 }
 
@@ -295,12 +304,21 @@ static bool is_internal(const char *name) {
   return !strcmp(name, "errors") || !strcmp(name, "command");
 }
 
+/* The loader of "coop" itself: the same module again. */
+static int module_loader(lua_State *L) {
+  pushctx(L, CTX_MODULE);
+  return 1;
+}
+
 static void preload_public(lua_State *L) {
   lua_getfield(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
   if (!lua_istable(L, -1)) {
     lua_pop(L, 1);
     return;
   }
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, module_loader, 1);
+  lua_setfield(L, -2, "coop");
   for (const coop_part *p = coop__parts; p->name; p++) {
     if (is_internal(p->name)) continue;
     lua_pushfstring(L, "coop.%s", p->name);
