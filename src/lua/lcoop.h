@@ -35,7 +35,7 @@
 /* How many runs of handlers and bodies may stand on one another on the C stack;
    what is started deeper waits its turn in a queue. Lua's own limit is 200 C
    levels, of which a run takes about four. */
-enum { MAX_DEPTH = 16 };
+enum { MAX_DEPTH = 16, MAX_ADD_DEPTH = 32 /* for handlers of what has fired */ };
 
 /* --- kinds -------------------------------------------------------------- */
 
@@ -288,6 +288,7 @@ typedef struct deferred {
   uint8_t kinds[2];     /* of slots, four bits each */
   uint32_t waiters;     /* H_WAITER among the handlers */
   uint32_t more, end;   /* in the table of more: the next, one past the last */
+  uint32_t gone;        /* H_GONE among those */
 } deferred;
 
 static inline deferred *todeferred(lua_State *L, int idx) {
@@ -312,10 +313,11 @@ void coop__settle(lua_State *L, int idx);
 /* Fires the body at 'cur' with what it left on top: a value, a Failure, or a
    Deferred to wait for. [-1, +0, m] */
 void coop__body_settle(lua_State *L, int cur);
-/* The run at 'cur' goes on with the one on top, and comes back to 'cur' when
-   that has nothing more to do ('keep': even if 'cur' has no handlers).
-   [-1, +0, m] */
-void coop__enter(lua_State *L, int cur, bool keep);
+/* The run at 'cur' goes on with the one on top, and comes back to 'cur' when that
+   has nothing more to do. [-1, +0, m] */
+void coop__enter(lua_State *L, int cur);
+/* Pushes a list of those that wait on the Deferred at 'idx'. [-0, +1, m] */
+void coop__pushwaiters(lua_State *L, int idx);
 /* Runs what was reached too deep. [-0, +0, m] */
 void coop__run_later(lua_State *L);
 /* A function that promises that all it reaches has run when it returns begins and

@@ -493,24 +493,6 @@ static void announce(lua_State *L, int idx, task *t, int failure) {
   lua_settop(L, top);
 }
 
-/* The iterator of the task at 'idx' is closed; its cleanup's Failure replaces
-   the one at 'failure'. */
-static void close_iterator(lua_State *L, int idx, int failure) {
-  lua_getiuservalue(L, idx, TASK_ITERATOR);
-  int at = lua_gettop(L);
-  generator *g = tokind(L, at, KIND_GENERATOR);
-  bool running = g && g->co && lua_status(g->co) != LUA_YIELD &&
-                 g->state != GENERATOR_NEW;
-  lua_Debug ar;
-  if (running && !lua_getstack(g->co, 0, &ar)) running = false;
-  if (!running && !coop__iterator_close(L, at)) {
-    coop__caught(L, false);
-    if (failure) lua_replace(L, failure);
-    else coop__report(L);
-  }
-  lua_settop(L, at - 1);
-}
-
 static int ignore(lua_State *L) {
   (void)L;
   return 0;
@@ -539,6 +521,46 @@ static void stop_waiting(lua_State *L, int idx, task *t) {
   lua_settop(L, at - 2);
 }
 
+/* The Generator at 'it', which waits, is being closed: all tasks that share it and
+   wait with it go on, to find it at its end. */
+static void wake_sharers(lua_State *L, int it, generator *g) {
+  int top = lua_gettop(L);
+  lua_getiuservalue(L, it, GENERATOR_BODY);
+  if (lua_getiuservalue(L, top + 1, FIBER_WAIT) == LUA_TUSERDATA) {
+    coop__pushwaiters(L, top + 2);
+    lua_Integer n = (lua_Integer)lua_rawlen(L, top + 3);
+    for (lua_Integer i = 1; i <= n; i++) {
+      lua_rawgeti(L, top + 3, i);
+      task *t = tokind(L, top + 4, KIND_TASK);
+      if (t && t->g == g && t->state == TASK_LIVE) {
+        stop_waiting(L, top + 4, t);
+        if (!enter_ring(L, top + 4, t)) coop__reporterror(L);
+      }
+      lua_settop(L, top + 3);
+    }
+  }
+  lua_settop(L, top);
+}
+
+/* The iterator of the task at 'idx' is closed; its cleanup's Failure replaces
+   the one at 'failure'. */
+static void close_iterator(lua_State *L, int idx, int failure) {
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  int at = lua_gettop(L);
+  generator *g = tokind(L, at, KIND_GENERATOR);
+  bool running = g && g->co && lua_status(g->co) != LUA_YIELD &&
+                 g->state != GENERATOR_NEW;
+  lua_Debug ar;
+  if (running && !lua_getstack(g->co, 0, &ar)) running = false;
+  if (g && g->co && !running) wake_sharers(L, at, g);
+  if (!running && !coop__iterator_close(L, at)) {
+    coop__caught(L, false);
+    if (failure) lua_replace(L, failure);
+    else coop__report(L);
+  }
+  lua_settop(L, at - 1);
+}
+
 /* Ends the task at 'idx' in this state. The Failure at 'failure' is its outcome;
    'close' says whether its iterator is closed first. A task that is in its own
    step is seen to when that is over. */
@@ -549,6 +571,7 @@ static void finish(lua_State *L, int idx, task *t, task_state state, int failure
   stop_waiting(L, idx, t);
   leave_ring(L, idx, t);
   if (in_step) {
+    t->c->ctx->emit.left = 0; /* a batch goes on no further than its next yield */
     t->c->stale = t->slot;
     lua_pushvalue(L, failure);
     lua_setiuservalue(L, idx, TASK_WAIT);
@@ -832,12 +855,12 @@ static bool step_resumed(lua_State *L, int idx, task *t) {
   lua_State *co = thread_of(t);
   lua_Debug ar;
   if (!t->resumes && lua_status(co) != LUA_YIELD) {
-    if (lua_status(co) == LUA_OK && !lua_getstack(co, 0, &ar)) {
-      if (lua_gettop(co) == 0) { /* a script's coroutine that has ended */
-        finish(L, idx, t, TASK_DONE_STATE, 0, false);
-        return false;
-      }
-    } else {
+    bool running = lua_status(co) == LUA_OK && lua_getstack(co, 0, &ar);
+    if (!running && (lua_status(co) != LUA_OK || lua_gettop(co) == 0)) {
+      finish(L, idx, t, TASK_DONE_STATE, 0, false); /* a coroutine at its end */
+      return false;
+    }
+    if (running) {
       lua_pushliteral(L, "the iterator of a task is running already");
       coop__tofailure(L);
       fail(L, idx, t);

@@ -238,7 +238,7 @@ static void on_yield(lua_State *L, int cur, body *b, int nres) {
       lua_pushvalue(L, -1);
       lua_setiuservalue(L, cur, BODY_WAIT);
       b->state = BODY_VALUE;
-      coop__enter(L, cur, true);
+      coop__enter(L, cur);
       break;
     case SIGNAL_NORETURN: noreturn_to(L, cur, b, nres); break;
     case SIGNAL_RETURN: leave_with(L, cur, b, nres); break;

@@ -38,6 +38,32 @@ static void make_more(lua_State *L, int idx, deferred *d) {
   setslotkind(d, SLOTS - 1, H_MORE);
   d->more = 1;
   d->end = 3;
+  d->gone = 0;
+}
+
+/* Drops what is gone from the table of more of the Deferred at 'idx', so that
+   waiters may come and go for ever. */
+static void compact(lua_State *L, int idx, deferred *d) {
+  uint32_t to = 1;
+  lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
+  lua_createtable(L, (int)(d->end - d->more), 0);
+  for (uint32_t i = d->more; i < d->end; i += 2) {
+    bool gone = lua_rawgeti(L, -2, i) == LUA_TNUMBER && lua_tointeger(L, -1) == H_GONE;
+    if (gone) {
+      lua_pop(L, 1);
+      continue;
+    }
+    lua_rawseti(L, -2, to);
+    lua_rawgeti(L, -2, i + 1);
+    lua_rawseti(L, -2, to + 1);
+    to += 2;
+  }
+  lua_setiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
+  lua_pop(L, 1);
+  d->flags &= (uint16_t)~D_INDEXED;
+  d->more = 1;
+  d->end = to;
+  d->gone = 0;
 }
 
 /* Pushes the one waiter of the Deferred at 'idx', if it is in a slot. */
@@ -69,6 +95,7 @@ void coop__append(lua_State *L, int idx, handler_kind k) {
     setslotkind(d, d->count++, k);
   } else {
     if (!has_more(d)) make_more(L, idx, d);
+    if (d->gone >= 32 && d->gone > (d->end - d->more) / 4) compact(L, idx, d);
     lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
     if (d->flags & D_INDEXED) {
       lua_pushvalue(L, -2);
@@ -183,6 +210,7 @@ void coop__detach(lua_State *L, int idx, const void *who) {
     lua_pushboolean(L, 0);
     lua_rawseti(L, -2, at + 1);
     d->waiters--;
+    d->gone++;
   }
   lua_pop(L, 1);
 }
@@ -260,6 +288,29 @@ static void rest(lua_State *L, int idx, deferred *d) {
   if ((d->flags & (D_FIRED | D_FAILED | D_HANDLED | D_GUARDED | D_WAITING)) ==
       (D_FIRED | D_FAILED))
     guard(L, idx, d);
+}
+
+void coop__pushwaiters(lua_State *L, int idx) {
+  deferred *d = lua_touserdata(L, idx);
+  lua_Integer n = 0;
+  idx = lua_absindex(L, idx);
+  lua_newtable(L);
+  for (int i = d->first; i < d->count; i++) {
+    if (slotkind(d, i) != H_WAITER) continue;
+    lua_getiuservalue(L, idx, DEFERRED_SLOT + i);
+    lua_rawseti(L, -2, ++n);
+  }
+  if (!has_more(d)) return;
+  lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
+  for (uint32_t i = d->more; i < d->end; i += 2) {
+    lua_rawgeti(L, -1, i);
+    bool waiter = lua_tointeger(L, -1) == H_WAITER;
+    lua_pop(L, 1);
+    if (!waiter) continue;
+    lua_rawgeti(L, -1, i + 1);
+    lua_rawseti(L, -3, ++n);
+  }
+  lua_pop(L, 1);
 }
 
 /* --- waiting ------------------------------------------------------------------ */
@@ -378,18 +429,20 @@ static void push_work(lua_State *L, coop_context *ctx, int idx) {
 }
 
 /* The one on top takes the place of the one at 'cur', which comes back to its
-   handlers later, if it has any ('keep': in any case). [-1, +0, m] */
-void coop__enter(lua_State *L, int cur, bool keep) {
-  deferred *d = lua_touserdata(L, cur), *next = lua_touserdata(L, -1);
-  if (!runnable(next) || next->flags & D_BUSY) {
-    if (!(next->flags & D_BUSY)) rest(L, lua_gettop(L), next);
+   handlers later: until then it is busy, so that what is added to it is queued.
+   [-1, +0, m] */
+void coop__enter(lua_State *L, int cur) {
+  deferred *next = lua_touserdata(L, -1);
+  if (next->flags & D_BUSY) {
     lua_pop(L, 1);
-    return;
+  } else if (!runnable(next)) {
+    rest(L, lua_gettop(L), next);
+    lua_pop(L, 1);
+  } else {
+    push_work(L, getctx(L), cur);
+    next->flags |= D_BUSY;
+    lua_replace(L, cur);
   }
-  if (keep || runnable(d)) push_work(L, getctx(L), cur);
-  else rest(L, cur, d);
-  next->flags |= D_BUSY;
-  lua_replace(L, cur);
 }
 
 /* Queues one that was reached too deep: the outermost run comes to it. */
@@ -486,7 +539,7 @@ static void wake(lua_State *L, int cur, deferred *d) {
   } else {
     coop__body_wake(L, at, cur);
   }
-  coop__enter(L, cur, false);
+  coop__enter(L, cur);
 }
 
 /* Fires the Deferred on top, a target of chain_deferred. */
@@ -511,7 +564,7 @@ static void chain(lua_State *L, int cur, deferred *d) {
   }
   lua_pushnil(L);
   set_result(L, cur, d);
-  if (lua_gettop(L) == at) coop__enter(L, cur, false);
+  if (lua_gettop(L) == at) coop__enter(L, cur);
 }
 
 /* Does one thing for the one at 'cur'; false when there is none. */
@@ -657,8 +710,13 @@ static void pushcall(lua_State *L, bool cb, bool eb, int first) {
 
 /* Runs the handlers of the Deferred at 1, if it has fired. */
 static void run_handlers(lua_State *L) {
-  bool outer = coop__begin(getctx(L));
-  coop__run(L, 1);
+  coop_context *ctx = getctx(L);
+  deferred *d = lua_touserdata(L, 1);
+  bool outer = coop__begin(ctx);
+  if (!(d->flags & D_BUSY) && runnable(d) && ctx->depth < MAX_ADD_DEPTH)
+    coop__run_now(L, 1);
+  else
+    coop__run(L, 1);
   coop__end(L, outer);
 }
 

@@ -116,13 +116,12 @@ static int generator_of(lua_State *L) {
 
 /* --- iterators of any kind ------------------------------------------------------------ */
 
-static bool issuspended(lua_State *L, int idx) {
+/* May the thread be stepped: is it suspended, or at its end? */
+static bool issteppable(lua_State *L, int idx) {
   lua_State *co = lua_tothread(L, idx);
   lua_Debug ar;
   if (co == L || !coop__isfree(L, idx)) return false;
-  if (lua_status(co) == LUA_YIELD) return true;
-  return lua_status(co) == LUA_OK && !lua_getstack(co, 0, &ar) &&
-         lua_gettop(co) > 0;
+  return lua_status(co) != LUA_OK || !lua_getstack(co, 0, &ar);
 }
 
 static bool issequence(lua_State *L, int idx) {
@@ -140,8 +139,8 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg) {
   static const char expected[] = "iterator";
   if (tokind(L, idx, KIND_GENERATOR)) return;
   if (lua_type(L, idx) == LUA_TTHREAD) {
-    if (!issuspended(L, idx))
-      coop__argerror(L, fname, arg, "a suspended coroutine expected");
+    if (!issteppable(L, idx))
+      coop__argerror(L, fname, arg, "iterator expected, got a coroutine that runs");
     return;
   }
   if (coop__callable(L, idx)) return;
@@ -151,9 +150,9 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg) {
 
 bool coop__iterator_close(lua_State *L, int idx) {
   if (tokind(L, idx, KIND_GENERATOR)) return coop__generator_finish(L, idx);
-  if (lua_type(L, idx) == LUA_TTHREAD && issuspended(L, lua_absindex(L, idx)))
-    return coop__close_thread(L, lua_tothread(L, idx));
-  return true;
+  lua_State *co = lua_tothread(L, idx);
+  if (!co || lua_status(co) > LUA_YIELD || !issteppable(L, idx)) return true;
+  return coop__close_thread(L, co);
 }
 
 /* core.check_iterator(fname, n, v) */
