@@ -249,8 +249,15 @@ void coop__fire(lua_State *L, int idx) {
 /* --- failures that nobody has seen -------------------------------------------- */
 
 /* The Deferred comes to rest with a failure that reached nobody: should it be
-   collected so, its guard reports it. */
+   collected so, its guard reports it. Cancelling is no failure to be told of. */
 static void guard(lua_State *L, int idx, deferred *d) {
+  lua_getiuservalue(L, idx, DEFERRED_RESULT);
+  bool silent = coop__iscancelled(L, lua_gettop(L));
+  lua_pop(L, 1);
+  if (silent) {
+    d->flags |= D_HANDLED;
+    return;
+  }
   pushctx(L, CTX_GUARDS);
   lua_pushvalue(L, idx);
   coop__new(L, KIND_GUARD, sizeof(object), 1);
@@ -1161,7 +1168,7 @@ static int report_guarded(lua_State *L) {
     lua_getiuservalue(L, -1, 1);
     lua_pushnil(L);
     lua_setiuservalue(L, -3, 1);
-    if (tofailure(L, -1) && !coop__iscancelled(L, lua_gettop(L))) coop__report(L);
+    if (tofailure(L, -1)) coop__report(L);
     else lua_pop(L, 1);
     lua_pop(L, 1);
   }

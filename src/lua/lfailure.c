@@ -498,9 +498,7 @@ static int guard__gc(lua_State *L) {
   if (lua_getiuservalue(L, 1, 1) == LUA_TNIL) return 0;
   lua_pushnil(L);
   lua_setiuservalue(L, 1, 1); /* once */
-  if (tofailure(L, -1)) {
-    if (!coop__iscancelled(L, 2)) coop__report(L);
-  }
+  if (tofailure(L, -1)) coop__report(L);
   return 0;
 }
 
