@@ -1914,6 +1914,61 @@ describe('a cancelled Deferred', function()
     cancelled(inner)
   end)
 
+  it('is taken away from among hundreds that wait', function()
+    local count, waiting, seen = 0, {}, {}
+    local inner = coop.Deferred(function() count = count + 1 end)
+    for i = 1, 300 do
+      local d = coop.succeed():add_callback(constant(inner))
+      if i % 3 == 0 then inner:add_both(function(v) return v end) end
+      waiting[i], seen[i] = d, cap(d)
+    end
+    for i = 300, 2, -1 do
+      waiting[i]:cancel()
+      assert.equal(1, seen[i].n)
+      is_error(errors.CancelledError, seen[i][1].value)
+    end
+    assert.equal(0, count)
+    assert.equal(0, seen[1].n)
+    waiting[1]:cancel()
+    assert.equal(1, count)
+    is_error(errors.CancelledError, seen[1][1].value)
+  end)
+
+  it('is taken away from among hundreds, who get their value', function()
+    local inner, waiting, bodies = coop.Deferred(), {}, {}
+    for i = 1, 200 do
+      waiting[i] = coop.succeed():add_callback(constant(inner))
+      bodies[i] = coop.inline_callbacks(coop.await)(inner)
+    end
+    for i = 1, 200, 2 do
+      waiting[i]:cancel()
+      bodies[i]:cancel()
+    end
+    inner:callback 'v'
+    for i = 2, 200, 2 do
+      assert.equal('v', value_of(waiting[i]))
+      assert.equal('v', value_of(bodies[i]))
+      cancelled(waiting[i - 1])
+      cancelled(bodies[i - 1])
+    end
+  end)
+
+  it('is taken away as one that waits, and stays the target of a chain', function()
+    for _, others in ipairs { 1, 100 } do
+      local source, target, log = coop.Deferred(), coop.Deferred(), {}
+      for _ = 1, 3 do source:add_callback(function(v) return v end) end
+      source:chain_deferred(target)
+      for _ = 1, others do reader({}, '', source) end
+      target:cancel()
+      target:add_errback(constant(source))
+      source:add_callback(note(log, 'behind'))
+      target:cancel()
+      cancelled(target)
+      source:callback 'v'
+      assert.same({ 'behind nil' }, log)
+    end
+  end)
+
   it('leaves the others that wait their value', function()
     local inner = coop.Deferred()
     local a = coop.succeed():add_callback(constant(inner))

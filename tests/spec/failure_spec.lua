@@ -349,6 +349,19 @@ describe('the traceback of a Failure', function()
     end
   end)
 
+  it('has no frames of another error', function()
+    local where
+    local function unrelated()
+      where = line() + 1
+      error(coop.Failure 'E')
+    end
+    error_of(coop.succeed():add_callback(unrelated))
+    local d = coop.Deferred()
+    d:cancel()
+    local _, failure = error_of(d)
+    assert.falsy(place(failure:traceback(), where), failure:traceback())
+  end)
+
   it('is the same text whenever it is asked for', function()
     local _, failure = error_of(coop.succeed():add_callback(function() error 'E' end))
     local text = failure:traceback()
