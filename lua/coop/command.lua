@@ -1,4 +1,4 @@
--- The command `coop`: options in the manner of `lua`, the script as the main coroutine, exit status.
+-- The command `coop`: options in the manner of `lua`, the script as the main coroutine.
 local coop, core = ...
 
 local USAGE = [==[
@@ -26,7 +26,7 @@ local function bad_usage(option)
   io.stderr:write(USAGE)
 end
 
--- Options ------------------------------------------------------------------------------------------
+-- Options -----------------------------------------------------------------------------------------
 
 -- The options of argv as { actions, flags, script = index of the script or nil }; nil after a
 -- complaint.
@@ -72,11 +72,11 @@ local function set_arg(argv, script)
   local args = {}
   local zero = script or 0
   for i = 0, #argv do args[i - zero] = argv[i] end
-  arg = args -- luacheck: ignore 111
+  arg = args -- luacheck: ignore 111 121
   return args
 end
 
--- What main does -------------------------------------------------------------------------------------
+-- What main does ----------------------------------------------------------------------------------
 
 local function load_or_fail(source, name)
   local chunk, message = load(source, name)
@@ -183,7 +183,7 @@ local function main_of(options, argv, host)
   end
 end
 
--- Waiting for the end ------------------------------------------------------------------------------------
+-- Waiting for the end -----------------------------------------------------------------------------
 
 local exit_status -- of os.exit
 

@@ -102,6 +102,7 @@ typedef enum signal_kind {
   SIGNAL_NONE,     /* a plain yield: values */
   SIGNAL_AWAIT,    /* wait for the Deferred on top */
   SIGNAL_SPAWN,    /* run the new body on top to its first wait */
+  SIGNAL_RUN,      /* run what was reached too deep, then hand the values back */
   SIGNAL_NORETURN, /* go on with the function and arguments given */
   SIGNAL_RETURN,   /* leave the body with the value on top */
   SIGNAL_EXIT,     /* close it: the process ends */
@@ -327,7 +328,9 @@ static inline bool coop__begin(coop_context *ctx) {
   ctx->calling = true;
   return outer;
 }
-void coop__end(lua_State *L, bool outer);
+/* Ends the C function, with the 'n' results on top. A body that is too deep for
+   another run leaves it to the run that it is itself in. */
+int coop__end(lua_State *L, bool outer, int n);
 /* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
    [-0, +0, m] */
 void coop__run(lua_State *L, int idx);
@@ -403,8 +406,9 @@ typedef enum resume_mode { RESUME_PLAIN, RESUME_WRAP, RESUME_NEXT } resume_mode;
    the C function: returns its number of results, or yields a wait onwards. */
 int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode);
 
-/* Ends a C function by a yield that means 'signal' to whoever runs L. [-n, +0, e] */
-int coop__signal(lua_State *L, signal_kind signal, int n);
+/* Ends a C function by a yield of 'n' values that means 'signal' to whoever runs L;
+   resumed, it returns 'results' values. [-n, +0, e] */
+int coop__signal(lua_State *L, signal_kind signal, int n, int results);
 /* Raises misuse unless L is a coroutine that coop runs and that may yield. */
 void coop__checkwait(lua_State *L, const char *fname);
 
@@ -423,6 +427,7 @@ typedef struct body {
   deferred d;
   lua_State *co;
   uint8_t state;
+  bool after;        /* to be resumed after all that was reached too deep */
   bool cancelled;    /* a Coroutine: to be closed as soon as it waits */
   uint16_t cascaded; /* pauses handed on to what it waits on */
   int nargs;         /* values on its thread for START and PLAIN */

@@ -672,9 +672,9 @@ static bool take_value(lua_State *L, int idx, task *t) {
 /* --- events: what a step comes to, beside a plain yield ------------------------------------------------ */
 
 /* Sees to a yield that wants no turn of the task: a new body is run, what a
-   generator must not do is refused. True: the thread is to be resumed with the one
-   value that is on it now. */
-static bool answer(lua_State *L, task *t, int nres) {
+   generator must not do is refused. True: the thread is to be resumed with the
+   'nres' values that are on it now. */
+static bool answer(lua_State *L, task *t, int *nres) {
   coop_context *ctx = getctx(L);
   lua_State *co = thread_of(t);
   signal_kind signal = ctx->signal;
@@ -682,12 +682,15 @@ static bool answer(lua_State *L, task *t, int nres) {
     return false;
   ctx->signal = SIGNAL_NONE;
   ctx->passing = 0;
-  if (signal == SIGNAL_SPAWN) {
+  if (signal == SIGNAL_RUN) {
+    coop__run_later(L);
+  } else if (signal == SIGNAL_SPAWN) {
     lua_xmove(co, L, 1);
     coop__run_now(L, lua_gettop(L));
     lua_xmove(L, co, 1);
   } else {
-    lua_settop(co, -nres - 1);
+    lua_settop(co, -*nres - 1);
+    *nres = 1;
     lua_pushfstring(co, "%s: not in a coroutine of coop.spawn",
                     signal == SIGNAL_NORETURN ? "noreturn" : "return_value");
     ctx->raising = true;
@@ -698,8 +701,8 @@ static bool answer(lua_State *L, task *t, int nres) {
 /* Resumes the task's thread with 'nargs' values on it. */
 static int resume_on(lua_State *L, task *t, int nargs, int *nres) {
   int status = coop__resume(L, thread_of(t), nargs, nres);
-  while (status == LUA_YIELD && answer(L, t, *nres))
-    status = coop__resume(L, thread_of(t), 1, nres);
+  while (status == LUA_YIELD && answer(L, t, nres))
+    status = coop__resume(L, thread_of(t), *nres, nres);
   return status;
 }
 
@@ -1003,8 +1006,8 @@ static int event(lua_State *L) {
     lua_pushboolean(L, step_resumed(L, 3, t));
   else {
     int nres = t->base.nout;
-    if (status == LUA_YIELD && answer(L, t, nres))
-      status = resume_on(L, t, 1, &nres);
+    if (status == LUA_YIELD && answer(L, t, &nres))
+      status = resume_on(L, t, nres, &nres);
     lua_pushboolean(L, resumed(L, 3, t, status, nres));
   }
   t->base.nout = 0;

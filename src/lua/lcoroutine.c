@@ -40,7 +40,7 @@ static int start(lua_State *L) {
   coop_context *ctx = getctx(L);
   int at = lua_gettop(L);
   if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L))
-    return coop__signal(L, SIGNAL_SPAWN, 1);
+    return coop__signal(L, SIGNAL_SPAWN, 1, 1);
   coop__run_now(L, at);
   return 1;
 }
@@ -240,6 +240,11 @@ static void on_yield(lua_State *L, int cur, body *b, int nres) {
       b->state = BODY_VALUE;
       coop__enter(L, cur);
       break;
+    case SIGNAL_RUN:
+      b->state = BODY_PLAIN;
+      b->nargs = nres;
+      b->after = true;
+      break;
     case SIGNAL_NORETURN: noreturn_to(L, cur, b, nres); break;
     case SIGNAL_RETURN: leave_with(L, cur, b, nres); break;
     case SIGNAL_EXIT:
@@ -286,7 +291,7 @@ void coop__body_resume(lua_State *L, int cur) {
   }
   coop_context *ctx = getctx(L);
   bool calling = ctx->calling;
-  if (b->state == BODY_START) ctx->calling = false; /* it is called for itself */
+  ctx->calling = false; /* what it calls shall have run when it returns */
   int n = pushinput(L, cur, b);
   b->state = BODY_RUNS;
   int status = coop__resume(L, b->co, n, &nres);
@@ -324,7 +329,7 @@ static int await(lua_State *L) {
   lua_settop(L, 1);
   deferred *d = todeferred(L, 1);
   if (!d) return 1;
-  if (!settled(d)) return coop__signal(L, SIGNAL_AWAIT, 1);
+  if (!settled(d)) return coop__signal(L, SIGNAL_AWAIT, 1, 1);
   lua_getiuservalue(L, 1, DEFERRED_RESULT);
   if (!(d->flags & D_FAILED)) return 1;
   coop__handled(L, 1);
@@ -336,13 +341,13 @@ static int await(lua_State *L) {
 static int noreturn(lua_State *L) {
   luaL_argcheck(L, lua_gettop(L) > 0, 1, "function expected, got no value");
   coop__checkwait(L, "noreturn");
-  return coop__signal(L, SIGNAL_NORETURN, lua_gettop(L));
+  return coop__signal(L, SIGNAL_NORETURN, lua_gettop(L), 0);
 }
 
 static int return_value(lua_State *L) {
   coop__checkwait(L, "return_value");
   lua_settop(L, 1);
-  return coop__signal(L, SIGNAL_RETURN, 1);
+  return coop__signal(L, SIGNAL_RETURN, 1, 0);
 }
 
 static const luaL_Reg functions[] = {

@@ -97,7 +97,7 @@ void coop__append(lua_State *L, int idx, handler_kind k) {
     if (!has_more(d)) make_more(L, idx, d);
     if (d->gone >= 32 && d->gone > (d->end - d->more) / 4) compact(L, idx, d);
     lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
-    if (d->flags & D_INDEXED) {
+    if (k == H_WAITER && d->flags & D_INDEXED) {
       lua_pushvalue(L, -2);
       lua_pushinteger(L, d->end);
       lua_rawset(L, -3);
@@ -146,28 +146,34 @@ static handler_kind take(lua_State *L, int idx, deferred *d) {
   return k;
 }
 
+/* Is the handler at 'i' of the table of more on top a waiter? */
+static bool waits_at(lua_State *L, uint32_t i) {
+  lua_rawgeti(L, -1, i);
+  bool is = lua_tointeger(L, -1) == H_WAITER;
+  lua_pop(L, 1);
+  return is;
+}
+
 /* Notes in the table of more on top where each waiter stands. */
 static void index_more(lua_State *L, deferred *d) {
   for (uint32_t i = d->more; i < d->end; i += 2) {
+    if (!waits_at(L, i)) continue;
     lua_rawgeti(L, -1, i + 1);
-    if (lua_toboolean(L, -1)) {
-      lua_pushinteger(L, i);
-      lua_rawset(L, -3);
-    } else {
-      lua_pop(L, 1);
-    }
+    lua_pushinteger(L, i);
+    lua_rawset(L, -3);
   }
   d->flags |= D_INDEXED;
 }
 
-/* Where the waiter, which is among more of the table on top, stands. */
+/* Where the waiter stands in the table of more on top; 0: it does not; -1: the
+   table knows. */
 static lua_Integer place_of(lua_State *L, deferred *d, const void *who) {
   if (d->end - d->more < 64) {
     for (uint32_t i = d->more; i < d->end; i += 2) {
       lua_rawgeti(L, -1, i + 1);
       bool it = lua_touserdata(L, -1) == who;
       lua_pop(L, 1);
-      if (it) return i;
+      if (it && waits_at(L, i)) return i;
     }
     return 0;
   }
@@ -310,10 +316,7 @@ void coop__pushwaiters(lua_State *L, int idx) {
   if (!has_more(d)) return;
   lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
   for (uint32_t i = d->more; i < d->end; i += 2) {
-    lua_rawgeti(L, -1, i);
-    bool waiter = lua_tointeger(L, -1) == H_WAITER;
-    lua_pop(L, 1);
-    if (!waiter) continue;
+    if (!waits_at(L, i)) continue;
     lua_rawgeti(L, -1, i + 1);
     lua_rawseti(L, -3, ++n);
   }
@@ -574,6 +577,20 @@ static void chain(lua_State *L, int cur, deferred *d) {
   if (lua_gettop(L) == at) coop__enter(L, cur);
 }
 
+/* The run at 'cur' goes on with the next of what was reached too deep. */
+static bool enter_later(lua_State *L, int cur) {
+  coop_context *ctx = getctx(L);
+  if (ctx->later_first > ctx->later_last) return false;
+  lua_pushnil(L);
+  int at = lua_gettop(L);
+  fetch(L, at, CTX_LATER, ctx->later_first++);
+  if (ctx->later_first > ctx->later_last)
+    ctx->later_first = 1, ctx->later_last = 0;
+  ((deferred *)lua_touserdata(L, at))->flags &= (uint16_t)~D_BUSY;
+  coop__enter(L, cur);
+  return true;
+}
+
 /* Does one thing for the one at 'cur'; false when there is none. */
 static bool advance(lua_State *L, int cur) {
   deferred *d = lua_touserdata(L, cur);
@@ -584,6 +601,8 @@ static bool advance(lua_State *L, int cur) {
     return true;
   }
   if (isbody(d) && body_ready((body *)d)) {
+    if (((body *)d)->after && enter_later(L, cur)) return true;
+    ((body *)d)->after = false;
     coop__body_resume(L, cur);
     return true;
   }
@@ -626,20 +645,25 @@ void coop__run_later(lua_State *L) {
   int at = lua_gettop(L);
   while (ctx->later_first <= ctx->later_last) {
     fetch(L, at, CTX_LATER, ctx->later_first++);
+    if (ctx->later_first > ctx->later_last)
+      ctx->later_first = 1, ctx->later_last = 0;
     ((deferred *)lua_touserdata(L, at))->flags &= (uint16_t)~D_BUSY;
     if (runnable(lua_touserdata(L, at))) coop__run_now(L, at);
     else rest(L, at, lua_touserdata(L, at));
   }
-  ctx->later_first = 1;
-  ctx->later_last = 0;
   lua_pop(L, 1);
   ctx->calling = calling;
 }
 
-void coop__end(lua_State *L, bool outer) {
-  if (!outer) return;
+int coop__end(lua_State *L, bool outer, int n) {
+  coop_context *ctx = getctx(L);
+  if (!outer) return n;
+  ctx->calling = false;
+  if (ctx->later_first > ctx->later_last) return n;
+  if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L))
+    return coop__signal(L, SIGNAL_RUN, n, n);
   coop__run_later(L);
-  getctx(L)->calling = false;
+  return n;
 }
 
 void coop__run(lua_State *L, int idx) {
@@ -674,8 +698,7 @@ static int deferred_callback(lua_State *L) {
   if (!may_fire(L, d, "callback")) return 0;
   bool outer = coop__begin(getctx(L));
   coop__fire(L, 1);
-  coop__end(L, outer);
-  return 0;
+  return coop__end(L, outer, 0);
 }
 
 static int deferred_errback(lua_State *L) {
@@ -690,8 +713,7 @@ static int deferred_errback(lua_State *L) {
   coop__tofailure(L);
   bool outer = coop__begin(getctx(L));
   coop__fire(L, 1);
-  coop__end(L, outer);
-  return 0;
+  return coop__end(L, outer, 0);
 }
 
 /* --- adding handlers ------------------------------------------------------------------ */
@@ -716,7 +738,7 @@ static void pushcall(lua_State *L, bool cb, bool eb, int first) {
 }
 
 /* Runs the handlers of the Deferred at 1, if it has fired. */
-static void run_handlers(lua_State *L) {
+static int run_handlers(lua_State *L) {
   coop_context *ctx = getctx(L);
   deferred *d = lua_touserdata(L, 1);
   bool outer = coop__begin(ctx);
@@ -724,7 +746,7 @@ static void run_handlers(lua_State *L) {
     coop__run_now(L, 1);
   else
     coop__run(L, 1);
-  coop__end(L, outer);
+  return coop__end(L, outer, 1);
 }
 
 static int add(lua_State *L, const char *fname, handler_kind k) {
@@ -736,8 +758,7 @@ static int add(lua_State *L, const char *fname, handler_kind k) {
   }
   coop__append(L, 1, k);
   lua_settop(L, 1);
-  run_handlers(L);
-  return 1;
+  return run_handlers(L);
 }
 
 static int deferred_add_callback(lua_State *L) {
@@ -769,8 +790,7 @@ static int deferred_add_callbacks(lua_State *L) {
   lua_rawseti(L, -2, 3);
   coop__append(L, 1, H_CALL);
   lua_settop(L, 1);
-  run_handlers(L);
-  return 1;
+  return run_handlers(L);
 }
 
 /* core.observe(d, f, ...): f sees the result and changes nothing of it; the
@@ -789,9 +809,8 @@ static int deferred_chain(lua_State *L) {
                           "a coroutine fires its Deferred itself");
   lua_settop(L, 2);
   coop__append(L, 1, H_CHAIN);
-  run_handlers(L);
   lua_settop(L, 1);
-  return 1;
+  return run_handlers(L);
 }
 
 /* --- pausing --------------------------------------------------------------------------- */
@@ -866,8 +885,7 @@ static int deferred_unpause(lua_State *L) {
     return luaL_error(L, "unpause: the Deferred is not paused");
   bool outer = coop__begin(getctx(L));
   coop__unpause(L, 1);
-  coop__end(L, outer);
-  return 0;
+  return coop__end(L, outer, 0);
 }
 
 /* --- cancelling ---------------------------------------------------------------------------- */
@@ -1029,8 +1047,7 @@ static int deferred_cancel(lua_State *L) {
   coop__checkdeferred(L, 1, "cancel", 0);
   bool outer = coop__begin(getctx(L));
   coop__cancel(L, 1);
-  coop__end(L, outer);
-  return 0;
+  return coop__end(L, outer, 0);
 }
 
 /* --- fields, text ------------------------------------------------------------------------------ */

@@ -105,9 +105,9 @@ static int resumed(lua_State *L, int status, lua_KContext n) {
   return n < 0 ? lua_gettop(L) : (int)n;
 }
 
-int coop__signal(lua_State *L, signal_kind signal, int n) {
+int coop__signal(lua_State *L, signal_kind signal, int n, int results) {
   getctx(L)->signal = signal;
-  return lua_yieldk(L, n, 1, resumed);
+  return lua_yieldk(L, n, results, resumed);
 }
 
 /* --- resuming from Lua ------------------------------------------------------------ */

@@ -126,7 +126,7 @@ static int leave(lua_State *L) {
   coop_context *ctx = getctx(L);
   ctx->interrupt.exiting = true;
   if (ctx->running == L && lua_isyieldable(L))
-    return coop__signal(L, SIGNAL_EXIT, 0);
+    return coop__signal(L, SIGNAL_EXIT, 0, 0);
   strcpy(ctx->interrupt.message, "exit");
   atomic_store(&ctx->interrupt.pending, true);
   raise_in(ctx, L);
