@@ -693,6 +693,8 @@ describe('a Deferred', function()
   end)
 
   describe('at the head of a cascade in handlers', function()
+    before_each(helper.fresh)
+
     local cascades = {
       callback = function(d) return d, d.callback end,
       errback = function(d) return d, function() d:errback 'E' end end,
@@ -747,23 +749,23 @@ describe('a Deferred', function()
         assert.is_true(last_of_cascade(prepare))
       end))
     end
-  end)
 
-  it('runs handlers of fired ones, and new bodies, at once in handlers however deep', function()
-    local ds, late = {}, {}
-    for i = 1, 100 do ds[i] = coop.Deferred() end
-    for i = 1, 100 do
-      ds[i]:add_callback(function()
-        local ran, started = false, false
-        coop.succeed():add_callback(function() ran = true end)
-        coop.spawn(function() started = true end)
-        if not (ran and started) then late[#late + 1] = i end
-        if i < 100 then ds[i + 1]:callback() end
-      end)
-    end
-    ds[1]:callback()
-    assert.is_true(ds[100].called)
-    assert.same({}, late)
+    it('runs handlers of fired ones, and new bodies, at once in handlers however deep', function()
+      local ds, late = {}, {}
+      for i = 1, 100 do ds[i] = coop.Deferred() end
+      for i = 1, 100 do
+        ds[i]:add_callback(function()
+          local ran, started = false, false
+          coop.succeed():add_callback(function() ran = true end)
+          coop.spawn(function() started = true end)
+          if not (ran and started) then late[#late + 1] = i end
+          if i < 100 then ds[i + 1]:callback() end
+        end)
+      end
+      ds[1]:callback()
+      assert.is_true(ds[100].called)
+      assert.same({}, late)
+    end)
   end)
 
   describe('paused', function()
@@ -1281,6 +1283,7 @@ describe('a Deferred', function()
         if n == 0 then return 'bottom' end
         return coop.succeed(n - 1):add_callback(recurse)
       end
+      helper.fresh()
       assert.equal('bottom', value_of(recurse(10000)))
     end)
 
@@ -2136,6 +2139,7 @@ describe('a cancelled Deferred', function()
 end)
 
 describe('Deferreds in great number', function()
+  before_each(helper.fresh)
   before_each(helper.watch)
   after_each(helper.settled)
 

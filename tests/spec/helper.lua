@@ -10,6 +10,10 @@ function M.run(f)
   return function() return coop.run(f) end
 end
 
+--- For `before_each`: what follows is not run by a callback of an earlier test, in which a test
+--- waited: such calls within it may leave effects to that one.
+M.fresh = M.run(function() coop.await(coop.sleep(0)) end)
+
 --- The list of what a both-handler at the end of `d` sees, `n` set.
 function M.cap(d)
   local seen = { n = 0 }
