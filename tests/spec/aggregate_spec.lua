@@ -296,10 +296,25 @@ describe('a DeferredList', function()
     local a, b = children(2)
     local given = { a, b }
     local list = coop.DeferredList(given)
+    assert.same({ a, b }, given)
     given[1], given[2], given[3] = nil, coop.Deferred(), coop.Deferred()
     a:callback(1)
     b:callback(2)
     assert.same({ { true, 1 }, { true, 2 } }, value_of(list))
+  end)
+
+  it('cancels the children that it was given, whatever became of their list', function()
+    for _, make in ipairs { coop.DeferredList, coop.gather_results, coop.race } do
+      local a, calls = counted()
+      local b, others = counted()
+      local given = { a }
+      local d = make(given)
+      given[1], given[2] = b, b
+      d:cancel()
+      assert.equal(1, calls.count)
+      assert.equal(0, others.count)
+      cap(d)
+    end
   end)
 
   it('waits for what a child waits on, and cancels that', function()
@@ -504,6 +519,14 @@ describe('race', function()
     local d = coop.race { a, coop.succeed 'second', coop.succeed 'third' }
     assert.same({ 2, 'second' }, value_of(d))
     assert.equal(1, calls.count)
+  end)
+
+  it('is not won by a loser whose canceller makes a value', function()
+    local a = coop.Deferred()
+    local d = coop.race { rescued 'late', a, rescued 'later' }
+    local seen = cap(d)
+    a:callback 'first'
+    assert.same({ n = 1, { 2, 'first' } }, seen)
   end)
 
   it('may be won with nil', function()
