@@ -210,7 +210,7 @@ describe('trap of a Failure', function()
   for name, value in values() do
     it('raises ' .. name .. ' when nothing matches', function()
       local failure = coop.Failure(value)
-      for _, arguments in ipairs { {}, { errors.SchedulerError }, { 'nowhere in it' } } do
+      for _, arguments in ipairs { {}, { errors.SchedulerError }, { 'not in there' } } do
         local ok, e = pcall(function() failure:trap(table.unpack(arguments)) end)
         assert.is_false(ok)
         assert.is_true(rawequal(value, e))
