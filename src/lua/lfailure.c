@@ -1,8 +1,8 @@
 /*
 ** lfailure.c - an error value with the frames it came from.
 **
-** The value is never touched. Frames are kept as functions and lines, which
-** costs little, and become text when somebody asks.
+** The value is never touched. Frames are kept as places and names, which costs
+** little, and become a text when somebody asks.
 */
 #include <stdio.h>
 #include <string.h>
@@ -17,16 +17,34 @@ enum {
 
 /* --- frames --------------------------------------------------------------- */
 
-/* Puts function, line and name of one frame into the table on top of L. */
-static void keep_frame(lua_State *L, lua_State *co, lua_Debug *ar, int i) {
+/* Is the function on top one of coop's own, in C or in Lua? */
+static bool own(lua_State *L, const lua_Debug *ar) {
+  if (*ar->what != 'C') return strncmp(ar->source, "=[coop", 6) == 0;
+  if (!lua_getupvalue(L, -1, 1)) return false;
+  bool is = lua_touserdata(L, -1) == getctx(L);
+  lua_pop(L, 1);
+  return is;
+}
+
+/* Adds one frame of 'co' to the table on top of L as its n-th: where (false in C),
+   line, and a name, or the line of the definition, or true for a main chunk.
+   Texts only: a failure keeps nothing of the script alive but its value. */
+static int keep_frame(lua_State *L, lua_State *co, lua_Debug *ar, int n) {
   lua_getinfo(co, "nSlf", ar);
-  lua_xmove(co, L, 1); /* the function */
-  lua_rawseti(L, -2, 3 * i + 1);
+  lua_xmove(co, L, 1);
+  bool skip = own(L, ar);
+  lua_pop(L, 1);
+  if (skip) return n;
+  if (*ar->what == 'C') lua_pushboolean(L, 0);
+  else lua_pushstring(L, ar->short_src);
+  lua_rawseti(L, -2, 3 * n + 1);
   lua_pushinteger(L, ar->currentline);
-  lua_rawseti(L, -2, 3 * i + 2);
-  if (ar->name) lua_pushstring(L, ar->name);
-  else lua_pushboolean(L, 0);
-  lua_rawseti(L, -2, 3 * i + 3);
+  lua_rawseti(L, -2, 3 * n + 2);
+  if (*ar->what == 'm') lua_pushboolean(L, 1);
+  else if (ar->name) lua_pushstring(L, ar->name);
+  else lua_pushinteger(L, ar->linedefined);
+  lua_rawseti(L, -2, 3 * n + 3);
+  return n + 1;
 }
 
 void coop__capture(lua_State *L, lua_State *co, int level) {
@@ -35,62 +53,43 @@ void coop__capture(lua_State *L, lua_State *co, int level) {
   if (!lua_checkstack(co, 2) || !lua_getstack(co, level, &ar)) {
     lua_pushnil(L);
   } else {
-    lua_createtable(L, 3 * 8, 0);
-    for (int i = 0; i < FRAMES_KEPT && lua_getstack(co, level + i, &ar); i++)
-      keep_frame(L, co, &ar, i);
+    lua_createtable(L, 3 * 4, 0);
+    for (int n = 0; n < FRAMES_KEPT && lua_getstack(co, level, &ar); level++)
+      n = keep_frame(L, co, &ar, n);
   }
   lua_setiuservalue(L, CTX, CTX_FRAMES);
-}
-
-/* Is the function on top one of coop's own, in C or in Lua? */
-static bool own(lua_State *L) {
-  if (lua_iscfunction(L, -1)) {
-    if (!lua_getupvalue(L, -1, 1)) return false;
-    bool is = lua_touserdata(L, -1) == getctx(L);
-    lua_pop(L, 1);
-    return is;
-  }
-  lua_Debug ar;
-  lua_pushvalue(L, -1);
-  lua_getinfo(L, ">S", &ar);
-  return strncmp(ar.source, "=[coop", 6) == 0;
 }
 
 bool coop__ownlevel(lua_State *L, lua_State *co, int level) {
   lua_Debug ar;
   if (!lua_checkstack(co, 1) || !lua_getstack(co, level, &ar)) return false;
-  lua_getinfo(co, "f", &ar);
+  lua_getinfo(co, "Sf", &ar);
   lua_xmove(co, L, 1);
-  bool is = own(L);
+  bool is = own(L, &ar);
   lua_pop(L, 1);
   return is;
 }
 
 /* Adds a line for the frame 'i' of the table at 'frames' to the buffer. */
 static void add_frame(lua_State *L, luaL_Buffer *b, int frames, int i) {
-  lua_Debug ar;
   lua_rawgeti(L, frames, 3 * i + 1);
-  if (own(L)) {
-    lua_pop(L, 1);
-    return;
-  }
-  lua_getinfo(L, ">S", &ar);
   lua_rawgeti(L, frames, 3 * i + 2);
   lua_rawgeti(L, frames, 3 * i + 3);
+  const char *src = lua_tostring(L, -3);
   int line = (int)lua_tointeger(L, -2);
-  const char *name = lua_tostring(L, -1);
-  const char *text =
-      *ar.what == 'C'
-          ? lua_pushfstring(L, "\n\t[C]: in function '%s'", name ? name : "?")
-      : *ar.what == 'm'
-          ? lua_pushfstring(L, "\n\t%s:%d: in main chunk", ar.short_src, line)
-      : name ? lua_pushfstring(L, "\n\t%s:%d: in function '%s'", ar.short_src,
-                               line, name)
-             : lua_pushfstring(L, "\n\t%s:%d: in function <%s:%d>", ar.short_src,
-                               line, ar.short_src, ar.linedefined);
-  lua_replace(L, -3);
-  lua_pop(L, 1); /* only the text is left: the buffer is below it */
-  (void)text;
+  if (!src)
+    lua_pushfstring(L, "\n\t[C]: in function '%s'",
+                    lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "?");
+  else if (lua_isboolean(L, -1))
+    lua_pushfstring(L, "\n\t%s:%d: in main chunk", src, line);
+  else if (lua_type(L, -1) == LUA_TSTRING)
+    lua_pushfstring(L, "\n\t%s:%d: in function '%s'", src, line,
+                    lua_tostring(L, -1));
+  else
+    lua_pushfstring(L, "\n\t%s:%d: in function <%s:%d>", src, line, src,
+                    (int)lua_tointeger(L, -1));
+  lua_replace(L, -4);
+  lua_pop(L, 2); /* only the text is left: the buffer is below it */
   luaL_addvalue(b);
 }
 
@@ -141,7 +140,11 @@ static bool pushraised(lua_State *L) {
 }
 
 void coop__caught(lua_State *L, bool awaited) {
-  if (tofailure(L, -1)) return;
+  if (tofailure(L, -1)) { /* it has frames of its own */
+    lua_pushnil(L);
+    lua_setiuservalue(L, CTX, CTX_FRAMES);
+    return;
+  }
   bool again = pushraised(L);
   if (again && !awaited) { /* raised as it was: the same failure */
     lua_remove(L, -2);
