@@ -53,6 +53,8 @@ typedef enum kind {
   KIND_FIBER,
   KIND_GUARD,
   KIND_CONTEXT,
+  KIND_CONNECTION,
+  KIND_LISTENER,
   KIND_COUNT
 } kind;
 
@@ -139,6 +141,8 @@ typedef struct coop_context {
   unsigned unhandled;  /* failures reported so far */
   coop_timers *timers; /* the reactor's */
   lua_State *turn_L;   /* the thread that drives the loop */
+  unsigned turns;      /* that the loop has made, round and round */
+  struct coop_net *net; /* sockets (lnet.c), once there are any */
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_bool pending;
     unsigned raised;   /* how often it has been */
@@ -510,6 +514,20 @@ void coop__due(lua_State *L);
 /* What libuv is to be armed for has changed. [-0, +0, -] */
 void coop__rearm(lua_State *L);
 
+/* --- the loop (lreactor.c) ----------------------------------------------------- */
+
+/* Calls the function in the registry at 'key' with the pointer, from a callback of
+   libuv's: no error gets out, it is reported. False when there was one. It is to
+   set ctx->turning, and when done coop__rearm. [-0, +0, -] */
+bool coop__from_loop(coop_context *ctx, const void *key, void *arg);
+
+/* --- sockets (lnet.c) ----------------------------------------------------------- */
+
+/* Who waits for the Connection at 'at' with the Deferred at 'd' does so no more. */
+void coop__connection_forget(lua_State *L, int at, int d);
+/* Closes all sockets of a context that is being closed. */
+void coop__net_shut(coop_context *ctx);
+
 /* --- open functions, called by lmodule.c with the module and core tables at
        1 and 2; each leaves the stack as found. [-0, +0, m] */
 void coop__open_failure(lua_State *L);
@@ -520,6 +538,7 @@ void coop__open_generator(lua_State *L);
 void coop__open_cooperator(lua_State *L);
 void coop__open_time(lua_State *L);
 void coop__open_reactor(lua_State *L);
+void coop__open_net(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);

@@ -909,6 +909,8 @@ static void call_canceller(lua_State *L, int cur, deferred *d) {
     coop__call_cancel(L, lua_gettop(L));
   } else if (tokind(L, -1, KIND_TASK)) {
     failed = !coop__task_cancel(L, lua_gettop(L));
+  } else if (tokind(L, -1, KIND_CONNECTION)) {
+    coop__connection_forget(L, lua_gettop(L), cur);
   } else {
     pushctx(L, CTX_MSGH);
     lua_insert(L, -2);

@@ -16,7 +16,7 @@
 const kind_tag coop__kinds[KIND_COUNT] = {
   {"Deferred"}, {"Coroutine"}, {"Deferred"}, {"Failure"}, {"Generator"},
   {"CooperativeTask"}, {"Cooperator"}, {"DelayedCall"}, {"Clock"}, {"Reactor"},
-  {"Fiber"}, {"Guard"}, {"Context"}};
+  {"Fiber"}, {"Guard"}, {"Context"}, {"Connection"}, {"Listener"}};
 
 static const char registry_key; /* its address: the context */
 
@@ -342,6 +342,7 @@ coop_context *coop__find(lua_State *L) {
 void coop__shut(coop_context *ctx) {
   if (ctx->closed) return;
   ctx->closed = true;
+  coop__net_shut(ctx);
   coop__loop_close(&ctx->loop);
   for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next)
     coop_container(l, fiber, link)->ctx = NULL;
@@ -401,6 +402,7 @@ static int fill(lua_State *L) {
   coop__open_reactor(L);
   coop__open_cooperator(L);
   coop__open_interrupt(L);
+  coop__open_net(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;

@@ -20,23 +20,30 @@ static int turn(lua_State *L) {
   return 0;
 }
 
-/* libuv's callback. The function is found by the address of the loop: that
-   takes no memory. */
-static void on_turn(void *ud) {
-  coop_context *ctx = ud;
+/* The function is found by an address: that takes no memory. */
+bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
-  if (!lua_checkstack(L, 8)) return;
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->loop);
-  int status = lua_pcall(L, 0, 0, 0);
+  if (!lua_checkstack(L, 8)) return false;
+  lua_rawgetp(L, LUA_REGISTRYINDEX, key);
+  lua_pushlightuserdata(L, arg);
+  int status = lua_pcall(L, 1, 0, 0);
   ctx->turning = false;
   if (lua_gethook(L) && atomic_load(&ctx->interrupt.pending))
     lua_sethook(L, NULL, 0, 0); /* an interrupt is for scripts, not for the loop */
-  if (status == LUA_OK) return;
+  if (status == LUA_OK) return true;
   ctx->depth = 0;
   ctx->running = NULL;
   lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */
   lua_insert(L, -2);
   if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
+  return false;
+}
+
+/* libuv's callback. */
+static void on_turn(void *ud) {
+  coop_context *ctx = ud;
+  ctx->turns++;
+  coop__from_loop(ctx, &ctx->loop, NULL);
 }
 
 static int report(lua_State *L) {
