@@ -539,6 +539,7 @@ void coop__open_cooperator(lua_State *L);
 void coop__open_time(lua_State *L);
 void coop__open_reactor(lua_State *L);
 void coop__open_net(lua_State *L);
+void coop__open_luv(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);

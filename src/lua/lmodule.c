@@ -403,6 +403,7 @@ static int fill(lua_State *L) {
   coop__open_cooperator(L);
   coop__open_interrupt(L);
   coop__open_net(L);
+  coop__open_luv(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;
