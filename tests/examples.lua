@@ -9,6 +9,7 @@ local sanitized = os.getenv 'ASAN_OPTIONS' ~= nil
 local latest = 0.02
 
 local examples = {
+  { name = 'hello', interleaved = true },
   {
     name = 'expensive',
     masks = { { '^%d+%.%d%d%d  ', '' }, { '%d+%.%d ms late', 'N ms late' } },
