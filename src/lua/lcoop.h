@@ -344,6 +344,10 @@ void coop__run_now(lua_State *L, int idx);
 /* Puts a handler at the end. Pops its value. [-1, +0, m] */
 void coop__append(lua_State *L, int idx, handler_kind k);
 
+/* A waiter was put at the end of the Deferred at 'idx', and may be woken from now
+   on: what it shares is not held by the pause of another. [-0, +0, m] */
+void coop__waited(lua_State *L, int idx);
+
 /* Takes the waiter 'who', which must stand just below the Deferred at 'idx' =
    top, away from it. [-0, +0, m] */
 void coop__detach(lua_State *L, int idx, const void *who);
@@ -397,6 +401,10 @@ bool coop__fiber_close(lua_State *L, int idx);
 /* Closes a thread: false and the error value on top of L when it, or a closer,
    failed. [-0, +(0|1), m] */
 bool coop__close_thread(lua_State *L, lua_State *co);
+/* Raises an error where closers have closed others too deep. [-0, +0, v] */
+void coop__checkclosing(lua_State *L);
+/* What was passed through was passed through for nothing. [-0, +0, -] */
+void coop__forget_passed(lua_State *L);
 /* Remembers in the fiber at 'idx' what the wait under way passed through. */
 void coop__fiber_passed(lua_State *L, int idx);
 /* The wait is over: what it passed through may be told apart again. */
@@ -551,6 +559,9 @@ void coop__newtype(lua_State *L, kind k, const luaL_Reg *methods,
 /* A coroutine resumed by L is back while an interrupt is under way, which may
    have been caught inside: arms it for L too. */
 void coop__interrupt_again(lua_State *L);
+/* os.exit was called in 'co', which waits to be resumed: pushes the error to be
+   raised there. [-0, +1, m] */
+void coop__exit_in(lua_State *L, lua_State *co);
 void coop__open_interrupt(lua_State *L);
 
 /* --- the context (lmodule.c) ---------------------------------------------------- */

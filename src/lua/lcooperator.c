@@ -638,6 +638,7 @@ static void wait_for(lua_State *L, int idx, task *t, int d, task_wait wait) {
     lua_pop(L, 2);
   }
   leave_ring(L, idx, t);
+  coop__waited(L, d);
 }
 
 /* The Deferred at 'd' was yielded. True when the task keeps its turn: what has
@@ -681,7 +682,7 @@ static bool answer(lua_State *L, task *t, int *nres) {
   if (signal == SIGNAL_NONE || signal == SIGNAL_AWAIT || signal == SIGNAL_EXIT)
     return false;
   ctx->signal = SIGNAL_NONE;
-  ctx->passing = 0;
+  coop__forget_passed(L);
   if (signal == SIGNAL_RUN) {
     coop__run_later(L);
   } else if (signal == SIGNAL_SPAWN) {

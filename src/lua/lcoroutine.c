@@ -161,7 +161,7 @@ static void wait(lua_State *L, int cur, body *b) {
     lua_pushvalue(L, at);
     lua_setiuservalue(L, cur, BODY_WAIT);
     b->state = BODY_WAITS;
-    if (d->flags & D_FIRED) coop__run(L, at); /* a pause may have ended */
+    coop__waited(L, at);
   }
   lua_settop(L, at - 1);
 }
@@ -190,7 +190,13 @@ static void yielded(lua_State *L, int cur, body *b, int nres) {
 /* Another function takes the body's place: its arguments are yielded behind it.
    What is no function is the result. */
 static void noreturn_to(lua_State *L, int cur, body *b, int nres) {
-  luaL_checkstack(L, nres + 8, "noreturn");
+  if (!lua_checkstack(L, nres + 8)) {
+    lua_settop(b->co, -nres - 1);
+    lua_pushliteral(L, "noreturn: too many arguments");
+    coop__tofailure(L);
+    will_raise(L, cur, b);
+    return;
+  }
   lua_xmove(b->co, L, nres);
   int first = lua_gettop(L) - nres + 1;
   if (!close_fiber(L, cur)) {
@@ -259,7 +265,11 @@ static void on_yield(lua_State *L, int cur, body *b, int nres) {
 
 /* Puts what the body is to be resumed with on its thread; how many values. */
 static int pushinput(lua_State *L, int cur, body *b) {
-  if (b->state != BODY_VALUE && b->state != BODY_ERROR) return b->nargs;
+  if (b->state == BODY_START) return b->nargs;
+  lua_getiuservalue(L, cur, BODY_FIBER);
+  coop__fiber_resumes(L, lua_gettop(L));
+  lua_pop(L, 1);
+  if (b->state == BODY_PLAIN) return b->nargs;
   lua_getiuservalue(L, cur, BODY_WAIT);
   if (b->state == BODY_ERROR) {
     coop__raised(L, lua_gettop(L));
@@ -270,9 +280,6 @@ static int pushinput(lua_State *L, int cur, body *b) {
   lua_xmove(L, b->co, 1);
   lua_pushnil(L);
   lua_setiuservalue(L, cur, BODY_WAIT);
-  lua_getiuservalue(L, cur, BODY_FIBER);
-  coop__fiber_resumes(L, lua_gettop(L));
-  lua_pop(L, 1);
   return 1;
 }
 

@@ -27,9 +27,9 @@ static bool has_more(const deferred *d) {
   return d->count == SLOTS && slotkind(d, SLOTS - 1) == H_MORE;
 }
 
-/* Moves the third handler into a table of its own, at slot three. */
+/* Moves the third handler into the table on top, which goes to slot three.
+   [-1, +0, m] */
 static void make_more(lua_State *L, int idx, deferred *d) {
-  lua_createtable(L, 8, 0);
   lua_pushinteger(L, slotkind(d, SLOTS - 1));
   lua_rawseti(L, -2, 1);
   lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
@@ -41,12 +41,12 @@ static void make_more(lua_State *L, int idx, deferred *d) {
   d->gone = 0;
 }
 
-/* Drops what is gone from the table of more of the Deferred at 'idx', so that
-   waiters may come and go for ever. */
+/* Moves what is not gone from the table of more of the Deferred at 'idx' to the
+   one on top, so that waiters may come and go for ever. [-1, +0, m] */
 static void compact(lua_State *L, int idx, deferred *d) {
   uint32_t to = 1;
   lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
-  lua_createtable(L, (int)(d->end - d->more), 0);
+  lua_insert(L, -2);
   for (uint32_t i = d->more; i < d->end; i += 2) {
     bool gone = lua_rawgeti(L, -2, i) == LUA_TNUMBER && lua_tointeger(L, -1) == H_GONE;
     if (gone) {
@@ -66,7 +66,15 @@ static void compact(lua_State *L, int idx, deferred *d) {
   d->gone = 0;
 }
 
-/* Pushes the one waiter of the Deferred at 'idx', if it is in a slot. */
+/* Is the handler at 'i' of the table of more on top a waiter? */
+static bool waits_at(lua_State *L, uint32_t i) {
+  lua_rawgeti(L, -1, i);
+  bool is = lua_tointeger(L, -1) == H_WAITER;
+  lua_pop(L, 1);
+  return is;
+}
+
+/* Pushes the first waiter of the Deferred at 'idx' that is in a slot. */
 static bool pushwaiter(lua_State *L, int idx, const deferred *d) {
   for (int i = d->first; i < d->count; i++) {
     if (slotkind(d, i) != H_WAITER) continue;
@@ -76,26 +84,67 @@ static bool pushwaiter(lua_State *L, int idx, const deferred *d) {
   return false;
 }
 
-/* A second one begins to wait on what the first, a paused Coroutine, had paused:
-   that is held no longer. */
+/* Pushes the first waiter of the Deferred at 'idx', wherever it stands. */
+static bool pushfirstwaiter(lua_State *L, int idx, const deferred *d) {
+  if (pushwaiter(L, idx, d)) return true;
+  if (!has_more(d)) return false;
+  lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
+  for (uint32_t i = d->more; i < d->end; i += 2) {
+    if (!waits_at(L, i)) continue;
+    lua_rawgeti(L, -1, i + 1);
+    lua_remove(L, -2);
+    return true;
+  }
+  lua_pop(L, 1);
+  return false;
+}
+
+/* A second one waits on what the first, a paused Coroutine, had paused: that is
+   held no longer. */
 static void release_cascade(lua_State *L, int idx, deferred *d) {
-  if (!pushwaiter(L, idx, d)) return;
+  if (!pushfirstwaiter(L, idx, d)) return;
   deferred *w = todeferred(L, -1);
   body *b = w && kindof(&w->object) == KIND_COROUTINE ? (body *)w : NULL;
-  for (; b && b->cascaded; b->cascaded--) coop__unpause(L, idx);
+  while (b && b->cascaded) {
+    b->cascaded--;
+    coop__unpause(L, idx);
+  }
   lua_pop(L, 1);
+}
+
+void coop__waited(lua_State *L, int idx) {
+  deferred *d = lua_touserdata(L, idx);
+  idx = lua_absindex(L, idx);
+  if (d->waiters == 2 && d->pauses) release_cascade(L, idx, d);
+  if (d->flags & D_FIRED) coop__run(L, idx); /* a pause may have ended */
+}
+
+/* Is so much gone from the table of more that it is to be made anew? */
+static bool thinned(const deferred *d) {
+  return d->gone >= 32 && d->gone > (d->end - d->more) / 4;
+}
+
+/* Makes room for one more handler. A new table may run finalisers, which may do
+   anything to the Deferred: what it is for is asked again. */
+static void make_room(lua_State *L, int idx, deferred *d) {
+  if (d->first == d->count) d->first = d->count = 0;
+  if (d->count < SLOTS || (has_more(d) && !thinned(d))) return;
+  lua_createtable(L, has_more(d) ? (int)(d->end - d->more) : 8, 0);
+  if (d->first == d->count) d->first = d->count = 0;
+  if (d->count < SLOTS) lua_pop(L, 1);
+  else if (!has_more(d)) make_more(L, idx, d);
+  else if (thinned(d)) compact(L, idx, d);
+  else lua_pop(L, 1);
 }
 
 void coop__append(lua_State *L, int idx, handler_kind k) {
   deferred *d = lua_touserdata(L, idx);
   idx = lua_absindex(L, idx);
-  if (d->first == d->count) d->first = d->count = 0;
+  make_room(L, idx, d);
   if (d->count < SLOTS) {
     lua_setiuservalue(L, idx, DEFERRED_SLOT + d->count);
     setslotkind(d, d->count++, k);
   } else {
-    if (!has_more(d)) make_more(L, idx, d);
-    if (d->gone >= 32 && d->gone > (d->end - d->more) / 4) compact(L, idx, d);
     lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
     if (k == H_WAITER && d->flags & D_INDEXED) {
       lua_pushvalue(L, -2);
@@ -109,10 +158,7 @@ void coop__append(lua_State *L, int idx, handler_kind k) {
     lua_pop(L, 1);
     d->end += 2;
   }
-  if (k == H_WAITER) {
-    if (d->waiters == 1 && d->pauses) release_cascade(L, idx, d);
-    d->waiters++;
-  }
+  if (k == H_WAITER) d->waiters++;
 }
 
 /* Empties slot 'first' and steps over it. */
@@ -144,14 +190,6 @@ static handler_kind take(lua_State *L, int idx, deferred *d) {
     drop_slot(L, idx, d);
   }
   return k;
-}
-
-/* Is the handler at 'i' of the table of more on top a waiter? */
-static bool waits_at(lua_State *L, uint32_t i) {
-  lua_rawgeti(L, -1, i);
-  bool is = lua_tointeger(L, -1) == H_WAITER;
-  lua_pop(L, 1);
-  return is;
 }
 
 /* Notes in the table of more on top where each waiter stands. */
@@ -405,6 +443,7 @@ static void wait_for(lua_State *L, int cur, deferred *d) {
     lua_pushvalue(L, cur);
     coop__append(L, at, H_WAITER);
     d->flags = (uint16_t)((d->flags & ~D_FAILED) | D_WAITING);
+    coop__waited(L, at);
   }
   lua_settop(L, at - 1);
 }
@@ -434,7 +473,8 @@ static bool runnable(const deferred *d) {
 static void push_work(lua_State *L, coop_context *ctx, int idx) {
   pushctx(L, CTX_WORK);
   lua_pushvalue(L, idx);
-  lua_rawseti(L, -2, ++ctx->work);
+  lua_rawseti(L, -2, ctx->work + 1);
+  ctx->work++;
   lua_pop(L, 1);
 }
 
@@ -457,10 +497,11 @@ void coop__enter(lua_State *L, int cur) {
 
 /* Queues one that was reached too deep: the outermost run comes to it. */
 static void put_later(lua_State *L, coop_context *ctx, int idx, deferred *d) {
-  d->flags |= D_BUSY;
   pushctx(L, CTX_LATER);
   lua_pushvalue(L, idx);
-  lua_rawseti(L, -2, ++ctx->later_last);
+  lua_rawseti(L, -2, ctx->later_last + 1);
+  ctx->later_last++;
+  d->flags |= D_BUSY;
   lua_pop(L, 1);
 }
 
@@ -591,13 +632,15 @@ static bool enter_later(lua_State *L, int cur) {
   return true;
 }
 
+static void cancel_now(lua_State *L, int idx);
+
 /* Does one thing for the one at 'cur'; false when there is none. */
 static bool advance(lua_State *L, int cur) {
   deferred *d = lua_touserdata(L, cur);
   if (!runnable(d)) return false;
   if (d->flags & D_CANCEL) {
-    d->flags &= (uint16_t) ~(D_CANCEL | D_BUSY);
-    coop__cancel(L, cur);
+    d->flags &= (uint16_t)~D_CANCEL;
+    cancel_now(L, cur); /* what becomes of it is for this run */
     return true;
   }
   if (isbody(d) && body_ready((body *)d)) {
@@ -708,9 +751,9 @@ static int deferred_errback(lua_State *L) {
   if (todeferred(L, 2))
     return coop__argerror(L, "errback", 1, "error value expected, got Deferred");
   lua_settop(L, 2);
-  if (!may_fire(L, d, "errback")) return 0;
   if (!tofailure(L, 2)) coop__capture(L, L, 1);
-  coop__tofailure(L);
+  coop__tofailure(L); /* first: finalisers may run, and fire it */
+  if (!may_fire(L, d, "errback")) return 0;
   bool outer = coop__begin(getctx(L));
   coop__fire(L, 1);
   return coop__end(L, outer, 0);
@@ -923,7 +966,7 @@ static void call_canceller(lua_State *L, int cur, deferred *d) {
     coop__report(L);
   } else if (!(d->flags & D_FIRED) && (failed || !(d->flags & D_RELAY))) {
     if (!failed) pushcancelled(L);
-    coop__fire(L, cur);
+    if (!(d->flags & D_FIRED)) coop__fire(L, cur); /* no finaliser has */
   }
   lua_settop(L, top);
 }
@@ -1014,14 +1057,8 @@ static bool cancel_step(lua_State *L, int cur, lua_Integer *path) {
 
 /* Walks down to what is waited on in the end and cancels that; then closes, from
    the inside out, each Coroutine on the way that this has not ended. */
-void coop__cancel(lua_State *L, int idx) {
+static void cancel_now(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
-  deferred *d = lua_touserdata(L, idx);
-  if (ctx->depth >= MAX_DEPTH) {
-    d->flags |= D_CANCEL;
-    if (!(d->flags & D_BUSY)) put_later(L, ctx, lua_absindex(L, idx), d);
-    return;
-  }
   luaL_checkstack(L, 12, "cancel");
   int top = lua_gettop(L), cur = top + 1;
   lua_Integer path = 0;
@@ -1043,6 +1080,18 @@ void coop__cancel(lua_State *L, int idx) {
   }
   ctx->depth--;
   lua_settop(L, top);
+}
+
+/* Where that would nest too deep, the one at 'idx' is queued for it. */
+void coop__cancel(lua_State *L, int idx) {
+  coop_context *ctx = getctx(L);
+  deferred *d = lua_touserdata(L, idx);
+  if (ctx->depth < MAX_DEPTH) {
+    cancel_now(L, idx);
+    return;
+  }
+  if (!(d->flags & D_BUSY)) put_later(L, ctx, lua_absindex(L, idx), d);
+  d->flags |= D_CANCEL;
 }
 
 static int deferred_cancel(lua_State *L) {

@@ -134,18 +134,22 @@ static void note_passing(lua_State *L, coop_context *ctx) {
     lua_setiuservalue(L, CTX, CTX_PASSING);
   }
   lua_pushvalue(L, 1);
-  lua_rawseti(L, -2, ++ctx->passing);
+  lua_rawseti(L, -2, ctx->passing + 1);
+  ctx->passing++;
   lua_pop(L, 1);
 }
 
 /* Hands a wait of 'co' on to whoever runs L. */
 static int pass_on(lua_State *L, lua_State *co, int nres, resume_mode mode) {
   coop_context *ctx = getctx(L);
+  signal_kind signal = ctx->signal;
+  ctx->signal = SIGNAL_NONE; /* what follows may raise, or run finalisers */
   luaL_checkstack(L, nres + 4, "wait");
   if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_WAITS;
   else mark_passing(L, co, true);
   note_passing(L, ctx);
   lua_xmove(co, L, nres);
+  ctx->signal = signal;
   return lua_yieldk(L, nres, (lua_KContext)mode, pump_k);
 }
 
@@ -209,6 +213,29 @@ static bool next_again(lua_State *L, lua_State *co, int status, int nres) {
   return true;
 }
 
+/* Does here what 'co' asks of whoever runs it, where that cannot be passed on:
+   runs what it wants run, and raises where it wants to wait. How many values,
+   now on top, it is to be resumed with. */
+static int serve(lua_State *L, lua_State *co, int nres) {
+  coop_context *ctx = getctx(L);
+  signal_kind signal = ctx->signal;
+  ctx->signal = SIGNAL_NONE;
+  coop__forget_passed(L);
+  if (signal == SIGNAL_SPAWN || signal == SIGNAL_RUN) {
+    luaL_checkstack(L, nres + 4, "resume");
+    lua_xmove(co, L, nres);
+    if (signal == SIGNAL_RUN) coop__run_later(L);
+    else coop__run_now(L, lua_gettop(L));
+    return nres;
+  }
+  lua_settop(co, -nres - 1);
+  if (signal == SIGNAL_EXIT) coop__exit_in(L, co);
+  else push_refusal(L, signal == SIGNAL_NORETURN ? "noreturn"
+                  : signal == SIGNAL_RETURN ? "return_value" : "await");
+  ctx->raising = true;
+  return 1;
+}
+
 int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
   coop_context *ctx = getctx(L);
   int nres;
@@ -226,11 +253,7 @@ int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
     if (status == LUA_YIELD && ctx->signal != SIGNAL_NONE) {
       if (ctx->running == L && lua_isyieldable(L))
         return pass_on(L, co, nres, mode);
-      ctx->signal = SIGNAL_NONE; /* it cannot go on: raise where it began */
-      lua_settop(co, -nres - 1);
-      push_refusal(L, "await");
-      nargs = 1;
-      ctx->raising = true;
+      nargs = serve(L, co, nres);
       continue;
     }
     if (status != LUA_OK && status != LUA_YIELD) return pump_error(L, co, mode);
@@ -339,8 +362,11 @@ static int co_running(lua_State *L) {
   return 2;
 }
 
+void coop__checkclosing(lua_State *L) {
+  if (getctx(L)->closing >= CLOSE_DEPTH) luaL_error(L, "C stack overflow");
+}
+
 static int co_close(lua_State *L) {
-  coop_context *ctx = getctx(L);
   lua_State *co = checkthread(L, 1, "close");
   lua_Debug ar;
   int status = lua_status(co);
@@ -348,7 +374,7 @@ static int co_close(lua_State *L) {
   if (co == L) return luaL_error(L, "cannot close a running coroutine");
   if (normal) return luaL_error(L, "cannot close a normal coroutine");
   if (!coop__isfree(L, 1)) return luaL_error(L, "cannot close a coroutine that coop runs");
-  if (ctx->closing >= CLOSE_DEPTH) return luaL_error(L, "C stack overflow");
+  coop__checkclosing(L);
   lua_settop(L, 1);
   if (coop__close_thread(L, co)) {
     lua_pushboolean(L, 1);
@@ -484,8 +510,15 @@ void coop__fiber_give(lua_State *L, int idx) {
   idx = lua_absindex(L, idx);
   pushctx(L, CTX_POOL);
   lua_pushvalue(L, idx);
-  lua_rawseti(L, -2, ++ctx->pooled);
+  lua_rawseti(L, -2, ctx->pooled + 1);
+  ctx->pooled++;
   lua_pop(L, 1);
+}
+
+void coop__forget_passed(lua_State *L) {
+  getctx(L)->passing = 0;
+  lua_pushnil(L);
+  lua_setiuservalue(L, CTX, CTX_PASSING);
 }
 
 void coop__fiber_passed(lua_State *L, int idx) {
@@ -493,13 +526,11 @@ void coop__fiber_passed(lua_State *L, int idx) {
   fiber *f = lua_touserdata(L, idx);
   f->waits = true;
   if (ctx->passing == 0) return;
-  ctx->passing = 0;
   f->inner = true;
   idx = lua_absindex(L, idx);
   pushctx(L, CTX_PASSING);
   lua_setiuservalue(L, idx, FIBER_INNER);
-  lua_pushnil(L);
-  lua_setiuservalue(L, CTX, CTX_PASSING);
+  coop__forget_passed(L);
 }
 
 void coop__fiber_resumes(lua_State *L, int idx) {
@@ -519,6 +550,7 @@ static void close_inner(lua_State *L, int error) {
   bool ok = co ? coop__close_thread(L, co)
                : coop__generator_finish(L, lua_gettop(L));
   if (!ok) lua_replace(L, error);
+  if (co) mark_passing(L, co, false); /* nothing passes through the dead */
   lua_pop(L, 1);
 }
 
@@ -552,9 +584,10 @@ bool coop__fiber_close(lua_State *L, int idx) {
 /* Nothing can reach what was suspended in it any more: its closers run now. */
 static int fiber__gc(lua_State *L) {
   fiber *f = tokind(L, 1, KIND_FIBER);
-  if (!f || !f->co || !f->ctx) return 0;
+  if (!f || !f->co) return 0;
   lua_State *co = f->co;
   coop__link_remove(&f->link);
+  if (!f->ctx) return 0;
   f->co = NULL;
   lua_getiuservalue(L, 1, FIBER_THREAD);
   lua_settop(L, 2);

@@ -80,6 +80,7 @@ static int generator_next(lua_State *L) {
 
 static int generator_close(lua_State *L) {
   checkgenerator(L, "close");
+  coop__checkclosing(L);
   if (!coop__generator_finish(L, 1)) return lua_error(L);
   return 0;
 }

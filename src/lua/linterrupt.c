@@ -43,11 +43,16 @@ static int find_catcher(coop_context *ctx, lua_State *L, int *depth) {
   return catcher < 0 ? 0 : n - catcher;
 }
 
-static void raise_in(coop_context *ctx, lua_State *L) {
+/* The message is about to be raised in 'co'. */
+static void will_raise(coop_context *ctx, lua_State *co) {
   int depth;
-  ctx->interrupt.catcher = find_catcher(ctx, L, &depth);
+  ctx->interrupt.catcher = find_catcher(ctx, co, &depth);
   if (ctx->interrupt.raised++ == 0) ctx->interrupt.since = coop__now();
-  arm(ctx, L);
+  arm(ctx, co);
+}
+
+static void raise_in(coop_context *ctx, lua_State *L) {
+  will_raise(ctx, L);
   lua_pushstring(L, ctx->interrupt.message);
   lua_error(L);
 }
@@ -119,6 +124,18 @@ static int clear_interrupt(lua_State *L) {
   return 0;
 }
 
+static void begin_exit(coop_context *ctx) {
+  strcpy(ctx->interrupt.message, "exit");
+  atomic_store(&ctx->interrupt.pending, true);
+}
+
+void coop__exit_in(lua_State *L, lua_State *co) {
+  coop_context *ctx = getctx(L);
+  begin_exit(ctx);
+  will_raise(ctx, co);
+  lua_pushstring(L, ctx->interrupt.message);
+}
+
 /* core.leave(): ends what runs, from whatever depth, because the process is to
    exit: by a yield that closes the body, or, where that cannot be, by an error
    that is raised again wherever it is caught. */
@@ -127,8 +144,7 @@ static int leave(lua_State *L) {
   ctx->interrupt.exiting = true;
   if (ctx->running == L && lua_isyieldable(L))
     return coop__signal(L, SIGNAL_EXIT, 0, 0);
-  strcpy(ctx->interrupt.message, "exit");
-  atomic_store(&ctx->interrupt.pending, true);
+  begin_exit(ctx);
   raise_in(ctx, L);
   return 0;
 }
