@@ -54,6 +54,18 @@ COOP_API int coop_run(coop_context *ctx);
    [-0, +0, -] */
 COOP_API coop_context *coop_of(lua_State *L);
 
+/* What coop_post has called: in the thread that runs the loop, protected; an error
+   is reported. The stack is empty, what is left on it is dropped. [-0, +?, e] */
+typedef void (*coop_post_fn)(lua_State *L, void *ud);
+
+/* Has fn(L, ud) called in the next turn of the loop. From any thread, but not from
+   signal handlers: it takes a mutex and memory. The calls posted by one thread are
+   made in their order, each once; those accepted before coop_close at its beginning
+   at the latest. A post does not keep the loop from ending. 0, or nonzero when the
+   context is closing, or for want of memory: fn will not be called then. The
+   context must not be used after lua_close. */
+COOP_API int coop_post(coop_context *ctx, coop_post_fn fn, void *ud);
+
 /* Raises 'message' (at most 127 bytes are kept) in the script that is running
    now, or that runs next. From any thread, and from signal handlers. */
 COOP_API void coop_interrupt(coop_context *ctx, const char *message);

@@ -2,6 +2,8 @@
 ** lapi.c - include/coop.h for C hosts: each function a thin one over the layer,
 ** with no Lua error let out of it.
 */
+#include <stdlib.h>
+
 #include "coop.h"
 #include "lcoop.h"
 
@@ -41,6 +43,15 @@ int coop_run(coop_context *ctx) {
   if (!lua_checkstack(L, 4)) return LUA_ERRMEM;
   lua_pushcfunction(L, run_p);
   return lua_pcall(L, 0, 0, 0);
+}
+
+int coop_post(coop_context *ctx, coop_post_fn fn, void *ud) {
+  posted *p = malloc(sizeof *p);
+  if (!p) return -1;
+  *p = (posted){.fn = fn, .ud = ud, .owned = true};
+  if (coop__posts_push(ctx->posts, &p->item)) return 0;
+  free(p);
+  return -1;
 }
 
 const char *coop_version(void) { return COOP_VERSION; }

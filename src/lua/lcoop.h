@@ -22,6 +22,7 @@
 #include "core/sched.h"
 #include "core/timers.h"
 #include "uv/loop.h"
+#include "uv/posts.h"
 
 #define CTX lua_upvalueindex(1)
 
@@ -50,6 +51,8 @@ typedef enum kind {
   KIND_CALL,
   KIND_CLOCK,
   KIND_REACTOR,
+  KIND_POOL,
+  KIND_STREAM,
   KIND_FIBER,
   KIND_GUARD,
   KIND_CONTEXT,
@@ -154,6 +157,9 @@ typedef struct coop_context {
     char message[128];
   } interrupt;
   coop_uv loop;
+  coop_posts *posts;       /* what other threads want to have called */
+  coop_post_item *posted;  /* taken from it, to be called now */
+  struct threads *threads; /* the pools, once there are any (lthreads.c) */
 } coop_context;
 
 static inline coop_context *getctx(lua_State *L) {
@@ -563,6 +569,23 @@ void coop__interrupt_again(lua_State *L);
    raised there. [-0, +1, m] */
 void coop__exit_in(lua_State *L, lua_State *co);
 void coop__open_interrupt(lua_State *L);
+
+/* --- posts (lreactor.c) and threads (lthreads.c) ------------------------------ */
+
+/* A call from another thread: fn(L, ud) in the thread of the loop. */
+typedef struct posted {
+  coop_post_item item;
+  void (*fn)(lua_State *L, void *ud);
+  void *ud;
+  bool owned; /* freed when it is over */
+} posted;
+
+/* Makes the calls that have been posted, each protected. [-0, +0, -] */
+void coop__run_posts(coop_context *ctx);
+/* Stops all threads and waits for them, but not for long; every job gets an
+   outcome. [-0, +0, -] */
+void coop__threads_stop(coop_context *ctx);
+void coop__open_threads(lua_State *L);
 
 /* --- the context (lmodule.c) ---------------------------------------------------- */
 

@@ -1,10 +1,10 @@
 /*
 ** lcopy.c - copies of values, for a state that another thread runs.
 **
-** The values come first, one after the other; a table or function is numbered
-** where it is met first, and its number stands for it from then on. Behind the
-** values come the contents of the tables, in the order of their numbers, so that
-** neither depth nor cycles matter: nothing here calls itself.
+** A table or function is numbered where it is met first, and its number stands
+** for it from then on. Behind each value come the contents of the tables met in
+** it, in the order of their numbers, so that neither depth nor cycles matter:
+** nothing here calls itself.
 */
 #include <lauxlib.h>
 #include <stdint.h>
@@ -69,6 +69,7 @@ typedef struct writer {
   int seen;       /* a table: object -> number, number -> object; 0: not yet made */
   int first;      /* where the object with number 1 stands */
   uint32_t count; /* objects met */
+  uint32_t done;  /* of these, how many have their contents written */
 } writer;
 
 static void put(writer *w, const void *data, size_t n) {
@@ -262,9 +263,9 @@ static bool put_contents(writer *w, int idx) {
 static bool put_objects(writer *w) {
   lua_State *L = w->L;
   int top = lua_gettop(L);
-  for (uint32_t i = 1; i <= w->count; i++) {
-    if (i == 1) lua_pushvalue(L, w->first);
-    else lua_rawgeti(L, w->seen, i);
+  while (w->done < w->count) {
+    if (++w->done == 1) lua_pushvalue(L, w->first);
+    else lua_rawgeti(L, w->seen, w->done);
     if (lua_istable(L, top + 1) && !put_contents(w, top + 1)) return false;
     lua_settop(L, top);
   }
@@ -276,19 +277,15 @@ bool coop__copy_out(lua_State *L, int first, int last, bytes *b, int *bad) {
   writer w = {.L = L, .b = b};
   lua_pushnil(L);
   w.seen = lua_gettop(L);
-  bool ok = true;
-  int i;
-  for (i = first; ok && i <= last; i++) ok = put_value(&w, i);
-  if (ok) {
-    ok = put_objects(&w);
-    i = w.first + 1;
-  }
-  if (!ok) {
-    *bad = i - 1;
+  for (int i = first; i <= last; i++) {
+    if (put_value(&w, i) && put_objects(&w)) continue;
+    *bad = i;
     lua_replace(L, w.seen);
+    lua_settop(L, w.seen);
+    return false;
   }
-  lua_settop(L, ok ? w.seen - 1 : w.seen);
-  return ok;
+  lua_settop(L, w.seen - 1);
+  return true;
 }
 
 /* --- in ------------------------------------------------------------------------ */
@@ -299,6 +296,7 @@ typedef struct reader {
   int objects;    /* a table: number -> object; nil as long as there is one only */
   int first;      /* where the object with number 1 stands */
   uint32_t count; /* objects made */
+  uint32_t done;  /* of these, how many have been filled */
 } reader;
 
 static void get(reader *r, void *to, size_t n) {
@@ -411,11 +409,13 @@ const char *coop__copy_in(lua_State *L, const char *data, int n) {
   lua_pushnil(L);
   r.objects = lua_gettop(L);
   int tag;
-  for (int i = 0; i < n; i++) get_value(&r, &tag);
-  for (uint32_t i = 1; i <= r.count; i++) {
-    push_object(&r, i);
-    if (lua_istable(L, -1)) get_contents(&r);
-    lua_pop(L, 1);
+  for (int i = 0; i < n; i++) {
+    get_value(&r, &tag);
+    while (r.done < r.count) {
+      push_object(&r, ++r.done);
+      if (lua_istable(L, -1)) get_contents(&r);
+      lua_pop(L, 1);
+    }
   }
   lua_remove(L, r.objects);
   return r.at;

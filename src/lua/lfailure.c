@@ -94,6 +94,11 @@ static void add_frame(lua_State *L, luaL_Buffer *b, int frames, int i) {
 }
 
 static void add_frames(lua_State *L, luaL_Buffer *b, int frames) {
+  if (lua_isstring(L, frames)) { /* text already: from another thread */
+    lua_pushvalue(L, frames);
+    luaL_addvalue(b);
+    return;
+  }
   lua_Integer n = (lua_Integer)lua_rawlen(L, frames) / 3;
   for (int i = 0; i < n; i++) add_frame(L, b, frames, i);
 }
@@ -209,7 +214,7 @@ static void pushtraceback(lua_State *L, int idx) {
   int list = lua_gettop(L);
   lua_pushvalue(L, idx);
   while (tofailure(L, -1)) {
-    if (lua_getiuservalue(L, -1, FAILURE_FRAMES) == LUA_TTABLE)
+    if (lua_getiuservalue(L, -1, FAILURE_FRAMES) != LUA_TNIL)
       lua_rawseti(L, list, ++n);
     else
       lua_pop(L, 1);

@@ -16,7 +16,8 @@
 const kind_tag coop__kinds[KIND_COUNT] = {
   {"Deferred"}, {"Coroutine"}, {"Deferred"}, {"Failure"}, {"Generator"},
   {"CooperativeTask"}, {"Cooperator"}, {"DelayedCall"}, {"Clock"}, {"Reactor"},
-  {"Fiber"}, {"Guard"}, {"Context"}, {"Connection"}, {"Listener"}};
+  {"ThreadPool"}, {"ThreadStream"}, {"Fiber"}, {"Guard"}, {"Context"},
+  {"Connection"}, {"Listener"}};
 
 static const char registry_key; /* its address: the context */
 
@@ -301,7 +302,8 @@ static const char *const internal_parts[] = {"iterator", "timing", "aggregate",
 static bool is_internal(const char *name) {
   for (int i = 0; internal_parts[i]; i++)
     if (!strcmp(internal_parts[i], name)) return true;
-  return !strcmp(name, "errors") || !strcmp(name, "command");
+  return !strcmp(name, "errors") || !strcmp(name, "command") ||
+         !strncmp(name, "worker", 6);
 }
 
 /* The loader of "coop" itself: the same module again. */
@@ -341,6 +343,9 @@ coop_context *coop__find(lua_State *L) {
 
 void coop__shut(coop_context *ctx) {
   if (ctx->closed) return;
+  coop__threads_stop(ctx);
+  coop__posts_close(ctx->posts);
+  coop__run_posts(ctx);
   ctx->closed = true;
   coop__net_shut(ctx);
   coop__loop_close(&ctx->loop);
@@ -350,7 +355,10 @@ void coop__shut(coop_context *ctx) {
 
 static int context__gc(lua_State *L) {
   coop_context *ctx = tokind(L, 1, KIND_CONTEXT);
-  if (ctx) coop__shut(ctx);
+  if (!ctx) return 0;
+  coop__shut(ctx);
+  if (ctx->posts) coop__posts_release(ctx->posts);
+  ctx->posts = NULL;
   return 0;
 }
 
@@ -404,6 +412,7 @@ static int fill(lua_State *L) {
   coop__open_interrupt(L);
   coop__open_net(L);
   coop__open_luv(L);
+  coop__open_threads(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;
@@ -433,6 +442,8 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   int e = coop__loop_init(&ctx->loop, uv, NULL, ctx);
   if (e) luaL_error(L, "coop cannot open a loop: %s", uv_strerror(e));
   ctx->closed = false;
+  ctx->posts = coop__posts_new(ctx->loop.async);
+  if (!ctx->posts) luaL_error(L, "not enough memory");
   lua_pushvalue(L, -1);
   lua_pushcclosure(L, fill, 1);
   lua_call(L, 0, 0);

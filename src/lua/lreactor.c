@@ -1,8 +1,9 @@
 /*
 ** lreactor.c - what happens in a turn of the loop.
 **
-** A turn makes the calls that are due, then gives each Cooperator its slice. It
-** is called from libuv and lets no Lua error through.
+** A turn makes the calls that other threads posted and those that are due, then
+** gives each Cooperator its slice. It is called from libuv and lets no Lua error
+** through.
 */
 #include <stdlib.h>
 #include <string.h>
@@ -12,12 +13,19 @@
 static int turn(lua_State *L) {
   coop_context *ctx = getctx(L);
   ctx->turning = true;
+  coop__run_posts(ctx);
   coop__due(L);
   coop__ticks(L);
   coop__run_later(L);
   ctx->turning = false;
   coop__rearm(L);
   return 0;
+}
+
+static void report_in(coop_context *ctx, lua_State *L) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */
+  lua_insert(L, -2);
+  if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
 }
 
 /* The function is found by an address: that takes no memory. */
@@ -33,9 +41,7 @@ bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   if (status == LUA_OK) return true;
   ctx->depth = 0;
   ctx->running = NULL;
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */
-  lua_insert(L, -2);
-  if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
+  report_in(ctx, L);
   return false;
 }
 
@@ -53,6 +59,41 @@ static int report(lua_State *L) {
   return 0;
 }
 
+/* --- posts ------------------------------------------------------------------------ */
+
+static int call_posted(lua_State *L) {
+  posted *p = lua_touserdata(L, 1);
+  lua_settop(L, 0);
+  p->fn(L, p->ud);
+  return 0;
+}
+
+/* What is posted meanwhile waits for the next turn. */
+void coop__run_posts(coop_context *ctx) {
+  if (!ctx->posted) ctx->posted = coop__posts_take(ctx->posts);
+  lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
+  while (ctx->posted && lua_checkstack(L, 8)) {
+    posted *p = coop_container(ctx->posted, posted, item);
+    int depth = ctx->depth;
+    bool owned = p->owned; /* else it may be gone when the call returns */
+    ctx->posted = p->item.next;
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->posted); /* call_posted */
+    lua_pushlightuserdata(L, p);
+    if (lua_pcall(L, 1, 0, 0) != LUA_OK) {
+      ctx->depth = depth;
+      report_in(ctx, L);
+    }
+    if (owned) free(p);
+  }
+  if (ctx->posted) coop__loop_wake(&ctx->loop);
+}
+
+static bool posts_pending(coop_context *ctx) {
+  return ctx->posted || coop__posts_pending(ctx->posts);
+}
+
+/* --- turning -------------------------------------------------------------------- */
+
 /* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
 static int turn_once(lua_State *L) {
   coop_context *ctx = getctx(L);
@@ -63,7 +104,11 @@ static int turn_once(lua_State *L) {
   ctx->turn_L = L;
   ctx->running = NULL;
   ctx->looping = true;
-  bool left = coop__loop_once(&ctx->loop, lua_toboolean(L, 1));
+  /* a loop without anything else to do does not look for posts */
+  bool posts = posts_pending(ctx);
+  if (posts) on_turn(ctx);
+  bool left = coop__loop_once(&ctx->loop, lua_toboolean(L, 1) && !posts);
+  left = left || posts_pending(ctx);
   ctx->looping = false;
   ctx->running = running;
   ctx->turn_L = outer;
@@ -218,6 +263,9 @@ void coop__open_reactor(lua_State *L) {
   lua_pushvalue(L, CTX);
   lua_pushcclosure(L, report, 1);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->L);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, call_posted, 1);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->posted);
   ctx->loop.turn = on_turn;
   lua_settop(L, 2);
 }

@@ -21,6 +21,7 @@ static void on_timer(uv_timer_t *t) {
 
 static void on_idle(uv_idle_t *h) { (void)h; }
 
+/* The turn that follows sees to what other threads have left. */
 static void on_async(uv_async_t *h) { (void)h; }
 
 static void on_check(uv_check_t *h) {
@@ -117,6 +118,14 @@ void coop__loop_arm(coop_uv *loop, bool work, double deadline) {
     uv_update_time(loop->uv);
     uv_timer_start(loop->timer, on_timer, milliseconds_until(deadline), 0);
   }
+}
+
+void coop__loop_hold(coop_uv *loop) {
+  if (loop->holds++ == 0 && loop->async) uv_ref((uv_handle_t *)loop->async);
+}
+
+void coop__loop_release(coop_uv *loop) {
+  if (--loop->holds == 0 && loop->async) uv_unref((uv_handle_t *)loop->async);
 }
 
 void coop__loop_wake(coop_uv *loop) {

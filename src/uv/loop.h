@@ -18,6 +18,7 @@ typedef struct coop_uv {
   uv_idle_t *idle;    /* keeps the poll from waiting while there is work */
   uv_check_t *check;  /* calls 'turn' behind the poll */
   uv_async_t *async;  /* wakes the poll from other threads */
+  size_t holds;       /* what other threads do for it keeps it alive */
   double armed;       /* what 'timer' is set for, or HUGE_VAL */
   void (*turn)(void *ud);
   void *ud;
@@ -35,6 +36,11 @@ void coop__loop_close(coop_uv *loop);
 /* Says whether there is work, and when the next deadline is (seconds of
    coop__now; HUGE_VAL: none). */
 void coop__loop_arm(coop_uv *loop, bool work, double deadline);
+
+/* The loop lives on while something that other threads do is under way: each hold
+   is released once. */
+void coop__loop_hold(coop_uv *loop);
+void coop__loop_release(coop_uv *loop);
 
 /* Makes the loop turn soon; from any thread, and from signal handlers. */
 void coop__loop_wake(coop_uv *loop);
