@@ -21,6 +21,7 @@
 
 #include "core/sched.h"
 #include "core/timers.h"
+#include "lua/outside.h"
 #include "uv/loop.h"
 #include "uv/posts.h"
 
@@ -146,6 +147,7 @@ typedef struct coop_context {
   lua_State *turn_L;   /* the thread that drives the loop */
   unsigned turns;      /* that the loop has made, round and round */
   struct coop_net *net; /* sockets (lnet.c), once there are any */
+  coop_outside outside; /* for C modules beside coop */
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_bool pending;
     unsigned raised;   /* how often it has been */
@@ -250,6 +252,18 @@ void coop__forget_raised(lua_State *L, lua_State *co, int level);
 void coop__report(lua_State *L);
 /* The same of any error value on top. [-1, +0, -] */
 void coop__reporterror(lua_State *L);
+
+/* Calls a script's function as lua_pcall does; an error leaves no run behind, nor
+   the idea that a call is under way. [-(nargs+1), +nres|1, -] */
+static inline bool coop__pcall(lua_State *L, int nargs, int nres, int msgh) {
+  coop_context *ctx = getctx(L);
+  int depth = ctx->depth;
+  bool calling = ctx->calling;
+  bool ok = lua_pcall(L, nargs, nres, msgh) == LUA_OK;
+  ctx->depth = depth;
+  ctx->calling = calling;
+  return ok;
+}
 
 /* --- Deferreds (ldeferred.c) ---------------------------------------------- */
 
@@ -542,6 +556,11 @@ void coop__connection_forget(lua_State *L, int at, int d);
 /* Closes all sockets of a context that is being closed. */
 void coop__net_shut(coop_context *ctx);
 
+/* --- C modules beside coop (loutside.c) --------------------------------------- */
+
+/* Has them close what they have on the loop. */
+void coop__outside_shut(coop_context *ctx);
+
 /* --- open functions, called by lmodule.c with the module and core tables at
        1 and 2; each leaves the stack as found. [-0, +0, m] */
 void coop__open_failure(lua_State *L);
@@ -554,6 +573,7 @@ void coop__open_time(lua_State *L);
 void coop__open_reactor(lua_State *L);
 void coop__open_net(lua_State *L);
 void coop__open_luv(lua_State *L);
+void coop__open_outside(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);

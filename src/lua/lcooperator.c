@@ -150,7 +150,7 @@ static bool settle(coop_task *base, int status, void *host) {
   lua_pushvalue(L, t->c->base);
   lua_pushlightuserdata(L, t);
   lua_pushinteger(L, status);
-  if (lua_pcall(L, 2, 1, 0) != LUA_OK) { /* no memory to see to it */
+  if (!coop__pcall(L, 2, 1, 0)) { /* no memory to see to it */
     coop__sched_remove(&t->c->sched, base);
     coop__reporterror(L);
     return false;
@@ -187,7 +187,7 @@ static bool ask_scheduler(lua_State *L, int idx, cooperator *c) {
   lua_getiuservalue(L, idx, COOPERATOR_SCHEDULER);
   lua_getiuservalue(L, idx, COOPERATOR_TICK);
   c->scheduled = c->scheduling = true;
-  bool ok = lua_pcall(L, 1, 1, 0) == LUA_OK;
+  bool ok = coop__pcall(L, 1, 1, 0);
   c->scheduling = false;
   if (ok && cancellable(L)) {
     lua_setiuservalue(L, idx, COOPERATOR_CALL);
@@ -242,7 +242,7 @@ static void unschedule(lua_State *L, int idx, cooperator *c) {
   lua_getiuservalue(L, idx, COOPERATOR_CALL);
   lua_pushnil(L);
   lua_setiuservalue(L, idx, COOPERATOR_CALL);
-  if (lua_pcall(L, 1, 0, 0) != LUA_OK) coop__reporterror(L);
+  if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
 }
 
 /* A counter that costs next to nothing to read, and how far it goes in some ten
@@ -269,7 +269,7 @@ static bool slice_over(cooperator *c) {
 static bool predicate_over(cooperator *c) {
   lua_State *L = c->L;
   lua_pushvalue(L, c->base + 2);
-  if (lua_pcall(L, 0, 1, 0) != LUA_OK) {
+  if (!coop__pcall(L, 0, 1, 0)) {
     coop__reporterror(L);
     return true;
   }
@@ -283,7 +283,7 @@ static void see_to_stale(cooperator *c) {
   lua_State *L = c->L;
   lua_pushvalue(L, c->base);
   lua_pushnil(L);
-  if (lua_pcall(L, 1, 0, 0) != LUA_OK) coop__reporterror(L);
+  if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
 }
 
 static bool over(void *ud) {
@@ -311,7 +311,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   lua_getiuservalue(L, idx, COOPERATOR_RUN);
   c->predicate = lua_getiuservalue(L, idx, COOPERATOR_FACTORY) != LUA_TNIL;
   if (c->predicate) {
-    if (lua_pcall(L, 0, 1, 0) != LUA_OK || !coop__callable(L, -1)) {
+    if (!coop__pcall(L, 0, 1, 0) || !coop__callable(L, -1)) {
       if (lua_isnil(L, -1)) {
         lua_pop(L, 1);
         lua_pushliteral(L, "termination_predicate_factory returned no function");
@@ -888,7 +888,7 @@ static bool pushnext(lua_State *L, int idx, task *t) {
   int at = lua_gettop(L);
   pushctx(L, CTX_MSGH);
   lua_insert(L, at);
-  bool ok = lua_pcall(L, 0, 1, at) == LUA_OK;
+  bool ok = coop__pcall(L, 0, 1, at);
   if (!ok) coop__caught(L, false);
   lua_remove(L, at);
   return ok;

@@ -537,12 +537,7 @@ static bool call_handler(lua_State *L, int cur, int args, lua_Integer from) {
     for (lua_Integer i = 0; i < n; i++) lua_rawgeti(L, args, from + i);
     nargs += (int)n;
   }
-  coop_context *ctx = getctx(L);
-  int depth = ctx->depth;
-  bool calling = ctx->calling;
-  if (lua_pcall(L, nargs, 1, cur - 1) == LUA_OK) return true;
-  ctx->depth = depth; /* an error may have left runs behind */
-  ctx->calling = calling;
+  if (coop__pcall(L, nargs, 1, cur - 1)) return true;
   coop__caught(L, false);
   return false;
 }
@@ -958,7 +953,7 @@ static void call_canceller(lua_State *L, int cur, deferred *d) {
     pushctx(L, CTX_MSGH);
     lua_insert(L, -2);
     lua_pushvalue(L, cur);
-    failed = lua_pcall(L, 1, 0, top + 1) != LUA_OK;
+    failed = !coop__pcall(L, 1, 0, top + 1);
     if (failed) coop__caught(L, false);
   }
   d->flags &= (uint16_t)~D_CANCELLING;
@@ -1197,7 +1192,7 @@ static int maybe(lua_State *L, const char *fname) {
   int nargs = lua_gettop(L) - 1;
   pushctx(L, CTX_MSGH);
   lua_insert(L, 1);
-  if (lua_pcall(L, nargs, 1, 1) != LUA_OK) coop__caught(L, false);
+  if (!coop__pcall(L, nargs, 1, 1)) coop__caught(L, false);
   else if (todeferred(L, -1)) return 1;
   coop__deferred_new(L);
   lua_insert(L, -2);

@@ -255,7 +255,7 @@ static int traceback_p(lua_State *L) {
 /* --- reporting -------------------------------------------------------------- */
 
 /* Calls the reporter at -2 with the Failure on top; pops both. */
-static bool report_to(lua_State *L) { return lua_pcall(L, 1, 0, 0) == LUA_OK; }
+static bool report_to(lua_State *L) { return coop__pcall(L, 1, 0, 0); }
 
 static void report_default(lua_State *L) {
   pushctx(L, CTX_CORE);

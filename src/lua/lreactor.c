@@ -40,6 +40,7 @@ bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
     lua_sethook(L, NULL, 0, 0); /* an interrupt is for scripts, not for the loop */
   if (status == LUA_OK) return true;
   ctx->depth = 0;
+  ctx->calling = false;
   ctx->running = NULL;
   report_in(ctx, L);
   return false;

@@ -173,10 +173,7 @@ static bool run_call(lua_State *L, int clock, clock_object *c, coop_timer *t) {
     lua_pushnil(L);
     if (!(d->flags & D_FIRED)) coop__fire(L, at + 2);
   } else {
-    coop_context *ctx = getctx(L);
-    int depth = ctx->depth;
-    ok = lua_pcall(L, k->nargs, 0, at + 1) == LUA_OK;
-    ctx->depth = depth;
+    ok = coop__pcall(L, k->nargs, 0, at + 1);
   }
   if (ok) {
     lua_settop(L, at - 1);
