@@ -348,6 +348,7 @@ void coop__shut(coop_context *ctx) {
   coop__run_posts(ctx);
   ctx->closed = true;
   coop__net_shut(ctx);
+  coop__outside_shut(ctx);
   coop__loop_close(&ctx->loop);
   for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next)
     coop_container(l, fiber, link)->ctx = NULL;
@@ -412,6 +413,7 @@ static int fill(lua_State *L) {
   coop__open_interrupt(L);
   coop__open_net(L);
   coop__open_luv(L);
+  coop__open_outside(L);
   coop__open_threads(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
@@ -430,6 +432,7 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   ctx->later_first = 1;
   coop__link_init(&ctx->fibers);
   coop__link_init(&ctx->active);
+  coop__link_init(&ctx->outside.closers);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   ctx->L = lua_tothread(L, -1);
   lua_pop(L, 1);
