@@ -51,6 +51,7 @@ local function parse(argv)
         io.stderr:write(USAGE)
         return nil
       end
+      if letter == 'e' then options.e = true end
       table.insert(options.actions, { letter, operand })
     elseif option == '-i' or option == '-v' or option == '-E' then
       options[letter] = true
@@ -171,7 +172,7 @@ local function main_of(options, argv, host)
     for _, action in ipairs(options.actions) do act(action) end
     if options.script then
       run_script(args)
-    elseif not options.i and not options.v and #options.actions == 0 then
+    elseif not options.i and not options.v and not options.e then
       if host.terminal then
         print(host.version)
         interact()

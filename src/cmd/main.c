@@ -17,7 +17,7 @@
 #include "command.h"
 #include "coop.h"
 
-static coop_context *context;
+static coop_context *volatile context;
 static volatile sig_atomic_t caught; /* the first signal that came */
 
 static void on_signal(int number) {
@@ -107,7 +107,7 @@ int main(int argc, char **argv) {
   lua_pushlightuserdata(L, argv);
   int status = lua_pcall(L, 2, 1, 0) == LUA_OK ? (int)lua_tointeger(L, -1)
                                                : say_error(L);
+  context = NULL; /* what comes now ends the process the second time */
   lua_close(L);
-  context = NULL;
   return fflush(stdout) == 0 ? status : EXIT_FAILURE;
 }

@@ -63,10 +63,10 @@ size_t coop__sched_tick(coop_sched *s, void *host, coop_over_fn over, void *ud) 
   while (!done && (s->current = advance(s))) {
     s->left--;
     if (!step(s->current, host)) s->left = 0;
+    s->current = NULL; /* its step is over: 'over' may end it like any other */
     steps++;
     done = over(ud);
   }
-  s->current = NULL;
   s->ticking = false;
   return steps;
 }

@@ -57,6 +57,7 @@ typedef struct cooperator {
   coop_link active;   /* in ctx->active while a native tick is to come */
   coop_context *ctx;
   lua_State *L;       /* of the tick under way */
+  lua_State *caller;  /* what ctx->running was when it began */
   int base;           /* its stack: event function, COOPERATOR_RUN, predicate */
   lua_Integer slots;  /* in use or free */
   lua_Integer free;   /* the first free slot, or 0 */
@@ -268,6 +269,7 @@ static bool slice_over(cooperator *c) {
 
 static bool predicate_over(cooperator *c) {
   lua_State *L = c->L;
+  c->ctx->running = c->caller; /* an interrupt is for the predicate */
   lua_pushvalue(L, c->base + 2);
   if (!coop__pcall(L, 0, 1, 0)) {
     coop__reporterror(L);
@@ -304,6 +306,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   luaL_checkstack(L, 24, "tick");
   lua_State *outer = c->L;
   c->L = L;
+  c->caller = running;
   c->base = lua_gettop(L) + 1;
   lua_pushvalue(L, CTX);
   lua_pushvalue(L, idx);
@@ -311,8 +314,9 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   lua_getiuservalue(L, idx, COOPERATOR_RUN);
   c->predicate = lua_getiuservalue(L, idx, COOPERATOR_FACTORY) != LUA_TNIL;
   if (c->predicate) {
-    if (!coop__pcall(L, 0, 1, 0) || !coop__callable(L, -1)) {
-      if (lua_isnil(L, -1)) {
+    bool ok = coop__pcall(L, 0, 1, 0);
+    if (!ok || !coop__callable(L, -1)) {
+      if (ok) {
         lua_pop(L, 1);
         lua_pushliteral(L, "termination_predicate_factory returned no function");
       }
@@ -825,6 +829,10 @@ static bool step_batch(lua_State *L, int idx, task *t) {
   lua_Integer end = t->n + t->batch;
   int nres;
   bool on = true;
+  lua_State *outer = ctx->emit.co; /* a tick within a batch of another Cooperator */
+  lua_Integer n = ctx->emit.n, left = ctx->emit.left;
+  pushctx(L, CTX_EMIT);
+  int values = lua_gettop(L);
   while (on && t->n < end) {
     lua_State *co = thread_of(t);
     int nargs = pushinput(L, idx, t);
@@ -839,6 +847,11 @@ static bool step_batch(lua_State *L, int idx, task *t) {
     on = resumed(L, idx, t, status, nres);
     if (t->n < end && !c->predicate && slice_over(c)) break;
   }
+  lua_settop(L, values);
+  lua_setiuservalue(L, CTX, CTX_EMIT);
+  ctx->emit.co = outer;
+  ctx->emit.n = n;
+  ctx->emit.left = left;
   return on;
 }
 
@@ -995,7 +1008,7 @@ static int event(lua_State *L) {
     if (c->stopping) stop_all(L, lua_upvalueindex(2), c);
     return 0;
   }
-  c->ctx->running = NULL;
+  c->ctx->running = c->caller;
   if (c->ctx->signal == SIGNAL_DIED) {
     c->ctx->signal = SIGNAL_NONE;
     status = LUA_ERRRUN;
@@ -1283,9 +1296,13 @@ static int cooperator_coiterate(lua_State *L) {
 
 static int cooperator_start(lua_State *L) {
   cooperator *c = checkcooperator(L, 1, "start", 0);
+  bool running = c->running, stopped = c->stopped;
   c->running = true;
   c->stopped = false;
-  return schedule(L, 1, c) ? 0 : lua_error(L);
+  if (schedule(L, 1, c)) return 0;
+  c->running = running; /* refused: nothing has changed */
+  c->stopped = stopped;
+  return lua_error(L);
 }
 
 static int cooperator_stop(lua_State *L) {

@@ -14,6 +14,7 @@
 enum { CLOCK_CALLS = 1, CLOCK_FIELDS, CLOCK_NUV = CLOCK_FIELDS };
 enum { CALL_CLOCK = 1, CALL_FUNCTION, CALL_NUV = CALL_FUNCTION };
 
+enum { NARGS_MAX = 1000 };  /* a userdata has fewer than 2^16 user values */
 enum { TURNS_MAX = 10000 }; /* of one advance, without time moving */
 
 typedef struct clock_object {
@@ -207,22 +208,25 @@ static int clock_new(lua_State *L) {
   return 1;
 }
 
-/* One turn: what is due and was made before it. The first error is kept at
-   'error', others are reported. */
+/* The error value on top: the first is kept at 'error', others are reported.
+   [-1, +0, -] */
+static void keep_error(lua_State *L, int error) {
+  if (lua_toboolean(L, error)) {
+    coop__reporterror(L);
+    return;
+  }
+  lua_replace(L, error + 1);
+  lua_pushboolean(L, 1);
+  lua_replace(L, error);
+}
+
+/* One turn: what is due and was made before it. */
 static void turn(lua_State *L, clock_object *c, int error) {
   uint64_t limit = c->timers.seq;
   double t = c->now;
   coop_timer *timer;
-  while ((timer = coop__timers_expire(&c->timers, t, limit))) {
-    if (run_call(L, 1, c, timer)) continue;
-    if (lua_toboolean(L, error)) {
-      coop__reporterror(L);
-    } else {
-      lua_replace(L, error + 1);
-      lua_pushboolean(L, 1);
-      lua_replace(L, error);
-    }
-  }
+  while ((timer = coop__timers_expire(&c->timers, t, limit)))
+    if (!run_call(L, 1, c, timer)) keep_error(L, error);
 }
 
 /* Moves time on, from one due call to the next. What an advance made by a call
@@ -237,7 +241,12 @@ static void advance(lua_State *L, clock_object *c, double amount, int error) {
       c->now = first->due;
       turns = 0;
     } else if (++turns > TURNS_MAX) {
-      luaL_error(L, "advance: %d turns passed without time moving", TURNS_MAX);
+      luaL_where(L, 1);
+      lua_pushfstring(L, "advance: %d turns passed without time moving", TURNS_MAX);
+      lua_concat(L, 2);
+      keep_error(L, error);
+      end = c->now;
+      break;
     }
     bool last = c->now >= end;
     turn(L, c, error);
@@ -299,6 +308,7 @@ static int clock_seconds(lua_State *L) {
 static int call_later_on(lua_State *L, int arg, const char *fname) {
   double delay = coop__checkseconds(L, 2, fname, arg);
   coop__checkcallable(L, 3, fname, arg + 1);
+  if (lua_gettop(L) - 3 >= NARGS_MAX) return luaL_error(L, "%s: too many arguments", fname);
   luaL_checkstack(L, 8, fname);
   call_new(L, 1, delay, 3, lua_gettop(L) - 3);
   return 1;
@@ -369,6 +379,7 @@ static void move_to(lua_State *L, call_object *k, bool relative, double s) {
   lua_getiuservalue(L, 1, CALL_CLOCK);
   clock_object *c = lua_touserdata(L, -1);
   double due = relative ? k->timer.due + s : now(c) + s;
+  if (!isfinite(due)) luaL_error(L, "delay: the call would never be due");
   if (k->timer.place) coop__timers_move(&c->timers, &k->timer, due);
   if (isreactor(c)) coop__rearm(L);
 }

@@ -12,14 +12,15 @@
 
 double coop__now(void) { return (double)uv_hrtime() / 1e9; }
 
-/* The alarm may be early by a millisecond's rounding: the turn arms it again. */
+static void on_idle(uv_idle_t *h) { (void)h; }
+
+/* Time for a turn, which is made behind the poll: libuv runs timers until none
+   is due, so one that its own callback armed anew would keep it from polling. */
 static void on_timer(uv_timer_t *t) {
   coop_uv *loop = t->data;
   loop->armed = HUGE_VAL;
-  loop->turn(loop->ud);
+  uv_idle_start(loop->idle, on_idle);
 }
-
-static void on_idle(uv_idle_t *h) { (void)h; }
 
 /* The turn that follows sees to what other threads have left. */
 static void on_async(uv_async_t *h) { (void)h; }
@@ -81,6 +82,12 @@ static void close_walked(uv_handle_t *h, void *ud) {
   if (!uv_is_closing(h)) uv_close(h, NULL);
 }
 
+static void finish(uv_loop_t *own) {
+  uv_walk(own, close_walked, NULL);
+  while (uv_run(own, UV_RUN_DEFAULT)) continue;
+  uv_loop_close(own);
+}
+
 void coop__loop_close(coop_uv *loop) {
   if (!loop->uv) return;
   close_handle((uv_handle_t *)loop->timer);
@@ -91,12 +98,10 @@ void coop__loop_close(coop_uv *loop) {
   loop->idle = NULL;
   loop->check = NULL;
   loop->async = NULL;
-  if (loop->uv == &loop->own) {
-    uv_walk(loop->uv, close_walked, NULL);
-    while (uv_run(loop->uv, UV_RUN_DEFAULT)) continue;
-    uv_loop_close(loop->uv);
-  }
+  bool own = loop->uv == &loop->own;
   loop->uv = NULL;
+  if (own && loop->inside) loop->finish = true; /* when uv_run has returned */
+  else if (own) finish(&loop->own);
 }
 
 static uint64_t milliseconds_until(double deadline) {
@@ -133,5 +138,10 @@ void coop__loop_wake(coop_uv *loop) {
 }
 
 bool coop__loop_once(coop_uv *loop, bool wait) {
-  return uv_run(loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT) != 0;
+  loop->inside = true;
+  bool left = uv_run(loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT) != 0;
+  loop->inside = false;
+  if (loop->finish) finish(&loop->own);
+  loop->finish = false;
+  return left;
 }

@@ -20,6 +20,8 @@ typedef struct coop_uv {
   uv_async_t *async;  /* wakes the poll from other threads */
   size_t holds;       /* what other threads do for it keeps it alive */
   double armed;       /* what 'timer' is set for, or HUGE_VAL */
+  bool inside;        /* in coop__loop_once */
+  bool finish;        /* closed inside: the loop of its own is still to be */
   void (*turn)(void *ud);
   void *ud;
 } coop_uv;
