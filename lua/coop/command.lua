@@ -147,9 +147,10 @@ end
 
 local function show(ok, ...)
   if not ok then
-    complain(tostring((...)))
+    complain(core.text((...)))
   elseif select('#', ...) > 0 then
-    print(...)
+    local shown, err = pcall(print, ...)
+    if not shown then complain(core.text(err)) end
   end
 end
 

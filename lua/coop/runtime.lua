@@ -108,6 +108,11 @@ local function shut_down()
   stop_asked = false
 end
 
+-- Whatever ends a run, it is over: an error leaves the reactor not running.
+local function run_end()
+  return setmetatable({}, { __close = function() core.set_running(false) end })
+end
+
 core.start_up, core.shut_down, core.turn_until = start, shut_down, turn_until
 
 function core.stop_asked() return stop_asked end
@@ -140,6 +145,7 @@ function methods:run()
   if reactor.running or core.looping() then
     core.raise('ReactorAlreadyRunning', 'run', 'the reactor is running already')
   end
+  local cleanup <close> = run_end()
   start()
   turn_until(core.stop_asked)
   shut_down()
@@ -154,6 +160,7 @@ local function run_body(body)
   core.observe(body, function(result)
     how, what = coop.type(result) == 'Failure' and 'failure' or 'value', result
   end)
+  local cleanup <close> = run_end()
   start()
   core.start(body)
   local over = turn_until(function() return how or stop_asked end)

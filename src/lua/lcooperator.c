@@ -21,7 +21,8 @@ enum {
   COOPERATOR_SCHEDULER, /* or nil: the reactor's turns */
   COOPERATOR_TICK,      /* the function that the scheduler is given */
   COOPERATOR_CALL,      /* what the scheduler returned for the tick to come */
-  COOPERATOR_NUV = COOPERATOR_CALL
+  COOPERATOR_EVENT,     /* event() as a function */
+  COOPERATOR_NUV = COOPERATOR_EVENT
 };
 
 /* user values of a task */
@@ -96,6 +97,8 @@ static void pushtask(lua_State *L, int run, const task *t) {
   lua_rawgeti(L, run, t->slot);
 }
 
+static int event(lua_State *L);
+
 /* --- steps -------------------------------------------------------------------------- */
 
 /* The first two are tail calls of lua_resume: a further frame between the ring and
@@ -109,9 +112,22 @@ static int step_generator(coop_task *base, void *host) {
   return lua_resume(g->co, host, 0, &base->nout);
 }
 
+/* Does a wait of somebody else's stand in the coroutine that the task at 'idx'
+   steps? */
+static bool waits_elsewhere(lua_State *L, int idx) {
+  lua_getiuservalue(L, idx, TASK_ITERATOR);
+  bool is = lua_status(lua_tothread(L, -1)) == LUA_YIELD && !coop__isfree(L, -1);
+  lua_pop(L, 1);
+  return is;
+}
+
 static int step_thread(coop_task *base, void *host) {
   task *t = of(base);
   if (t->resumes || lua_status(t->co) != LUA_YIELD) return STEP_EVENT;
+  pushtask(host, t->c->base + 1, t);
+  bool waits = waits_elsewhere(host, -1);
+  lua_pop((lua_State *)host, 1);
+  if (waits) return STEP_EVENT;
   t->c->ctx->running = t->co;
   return lua_resume(t->co, host, 0, &base->nout);
 }
@@ -152,6 +168,7 @@ static bool settle(coop_task *base, int status, void *host) {
   lua_pushlightuserdata(L, t);
   lua_pushinteger(L, status);
   if (!coop__pcall(L, 2, 1, 0)) { /* no memory to see to it */
+    t->c->ctx->signal = SIGNAL_NONE;
     coop__sched_remove(&t->c->sched, base);
     coop__reporterror(L);
     return false;
@@ -182,6 +199,14 @@ static bool cancellable(lua_State *L) {
   return is;
 }
 
+/* obj:cancel(), whatever obj is */
+static int cancel_call(lua_State *L) {
+  lua_getfield(L, 1, "cancel");
+  lua_pushvalue(L, 1);
+  lua_call(L, 1, 0);
+  return 0;
+}
+
 /* Asks the user's scheduler for a tick; false and the error on top when it fails
    or returns what cannot be cancelled. */
 static bool ask_scheduler(lua_State *L, int idx, cooperator *c) {
@@ -190,6 +215,12 @@ static bool ask_scheduler(lua_State *L, int idx, cooperator *c) {
   c->scheduled = c->scheduling = true;
   bool ok = coop__pcall(L, 1, 1, 0);
   c->scheduling = false;
+  if (ok && !c->scheduled && cancellable(L)) { /* it was stopped in there */
+    lua_pushcfunction(L, cancel_call);
+    lua_insert(L, -2);
+    if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
+    return true;
+  }
   if (ok && cancellable(L)) {
     lua_setiuservalue(L, idx, COOPERATOR_CALL);
     return true;
@@ -219,14 +250,6 @@ static bool schedule(lua_State *L, int idx, cooperator *c) {
   return true;
 }
 
-/* obj:cancel(), whatever obj is */
-static int cancel_call(lua_State *L) {
-  lua_getfield(L, 1, "cancel");
-  lua_pushvalue(L, 1);
-  lua_call(L, 1, 0);
-  return 0;
-}
-
 static void unschedule(lua_State *L, int idx, cooperator *c) {
   if (!c->scheduled) return;
   c->scheduled = false;
@@ -240,25 +263,18 @@ static void unschedule(lua_State *L, int idx, cooperator *c) {
     return;
   }
   lua_pushcfunction(L, cancel_call);
-  lua_getiuservalue(L, idx, COOPERATOR_CALL);
+  if (lua_getiuservalue(L, idx, COOPERATOR_CALL) == LUA_TNIL) {
+    lua_pop(L, 2); /* the scheduler is being asked at this moment */
+    return;
+  }
   lua_pushnil(L);
   lua_setiuservalue(L, idx, COOPERATOR_CALL);
   if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
 }
 
-/* A counter that costs next to nothing to read, and how far it goes in some ten
-   to fifty microseconds. It only says when to look at the clock. */
-#if defined(__x86_64__) || defined(__i386__)
-enum { GLANCE = 50000 };
-static uint64_t cycles(void) { return __builtin_ia32_rdtsc(); }
-#else
-enum { GLANCE = 20000 };
-static uint64_t cycles(void) { return uv_hrtime(); }
-#endif
-
 /* A slice ends early when a call is due: nobody waits for it to be used up. */
 static bool slice_over(cooperator *c) {
-  uint64_t t = cycles();
+  uint64_t t = coop__cycles();
   if (c->over || t - c->glanced < GLANCE) return c->over;
   c->glanced = t;
   double now = coop__now();
@@ -295,8 +311,6 @@ static bool over(void *ud) {
   return c->predicate ? predicate_over(c) : slice_over(c);
 }
 
-static int event(lua_State *L);
-
 /* One tick of the Cooperator at 'idx'; errors of its predicate are reported. */
 static void tick(lua_State *L, int idx, cooperator *c) {
   coop_context *ctx = c->ctx;
@@ -308,9 +322,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   c->L = L;
   c->caller = running;
   c->base = lua_gettop(L) + 1;
-  lua_pushvalue(L, CTX);
-  lua_pushvalue(L, idx);
-  lua_pushcclosure(L, event, 2);
+  lua_getiuservalue(L, idx, COOPERATOR_EVENT);
   lua_getiuservalue(L, idx, COOPERATOR_RUN);
   c->predicate = lua_getiuservalue(L, idx, COOPERATOR_FACTORY) != LUA_TNIL;
   if (c->predicate) {
@@ -326,7 +338,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
     }
   }
   c->until = coop__now() + c->slice;
-  c->glanced = cycles();
+  c->glanced = coop__cycles();
   c->over = false;
   coop__sched_tick(&c->sched, L, over, c);
   ctx->running = running;
@@ -517,6 +529,7 @@ static void stop_waiting(lua_State *L, int idx, task *t) {
   if (d) {
     coop__detach(L, at, t);
     if (t->g && wait == WAIT_AWAITED) t->g->state = GENERATOR_READY;
+    if (!t->g && wait == WAIT_AWAITED) coop__mark_passing(L, t->co, false);
     lua_pushvalue(L, CTX);
     lua_pushcclosure(L, ignore, 1);
     coop__append(L, at, H_OBSERVE); /* a late failure is nobody's */
@@ -632,6 +645,7 @@ static void wait_for(lua_State *L, int idx, task *t, int d, task_wait wait) {
   lua_pushvalue(L, d);
   lua_setiuservalue(L, idx, TASK_WAIT);
   t->wait = wait;
+  if (wait == WAIT_AWAITED && !t->g) coop__mark_passing(L, t->co, true);
   if (wait == WAIT_AWAITED && t->g) {
     t->g->state = GENERATOR_WAITS;
     lua_getiuservalue(L, idx, TASK_ITERATOR);
@@ -787,6 +801,7 @@ static int pushinput(lua_State *L, int idx, task *t) {
     return 0;
   }
   t->resumes = false;
+  if (!t->g) coop__mark_passing(L, co, false);
   lua_getiuservalue(L, idx, TASK_WAIT);
   lua_pushnil(L);
   lua_setiuservalue(L, idx, TASK_WAIT);
@@ -839,6 +854,7 @@ static bool step_batch(lua_State *L, int idx, task *t) {
     lua_getiuservalue(L, idx, TASK_VALUES);
     lua_setiuservalue(L, CTX, CTX_EMIT);
     ctx->emit.co = co;
+    ctx->emit.since = coop__cycles();
     ctx->emit.n = t->n;
     ctx->emit.left = end - t->n - 1 < 256 ? end - t->n - 1 : 256;
     int status = resume_on(L, t, nargs, &nres);
@@ -871,6 +887,12 @@ static bool step_resumed(lua_State *L, int idx, task *t) {
   }
   lua_State *co = thread_of(t);
   lua_Debug ar;
+  if (!t->g && !t->resumes && waits_elsewhere(L, idx)) {
+    lua_pushliteral(L, "the coroutine that the task steps waits in another one");
+    coop__tofailure(L);
+    fail(L, idx, t);
+    return false;
+  }
   if (!t->resumes && lua_status(co) != LUA_YIELD) {
     bool running = lua_status(co) == LUA_OK && lua_getstack(co, 0, &ar);
     if (!running && (lua_status(co) != LUA_OK || lua_gettop(co) == 0)) {
@@ -1066,20 +1088,34 @@ void coop__task_hold(lua_State *L, int idx, bool hold) {
   }
 }
 
+/* Adds what waits of the Cooperator on top to the list at 1. */
+static lua_Integer add_waiting(lua_State *L, lua_Integer n) {
+  int top = lua_gettop(L);
+  lua_Integer found = 0;
+  cooperator *c = lua_touserdata(L, top);
+  lua_getiuservalue(L, top, COOPERATOR_ALL);
+  for (lua_Integer i = 1; i <= c->slots; i++) {
+    lua_rawgeti(L, top + 1, i);
+    task *t = tokind(L, top + 2, KIND_TASK);
+    if (t && t->state == TASK_LIVE && t->wait == WAIT_YIELDED) {
+      if (thread_of(t)) coop__pushplace(L, thread_of(t), "a task");
+      else lua_pushfstring(L, "a task (%p) waits for a Deferred", (void *)t);
+      lua_rawseti(L, 1, n + ++found);
+    }
+    lua_settop(L, top + 1);
+  }
+  lua_settop(L, top);
+  return found;
+}
+
 lua_Integer coop__waiting_tasks(lua_State *L, lua_Integer n) {
   int top = lua_gettop(L);
   lua_Integer found = 0;
-  pushctx(L, CTX_COOPERATOR);
-  cooperator *c = lua_touserdata(L, -1);
-  lua_getiuservalue(L, -1, COOPERATOR_ALL);
-  for (lua_Integer i = 1; i <= c->slots; i++) {
-    lua_rawgeti(L, top + 2, i);
-    task *t = tokind(L, -1, KIND_TASK);
-    if (t && t->wait == WAIT_YIELDED) {
-      lua_pushfstring(L, "a task of coop.cooperator waits for a Deferred (%p)", t);
-      lua_rawseti(L, 1, n + ++found);
-    }
+  pushctx(L, CTX_COOPERATORS);
+  lua_pushnil(L);
+  while (lua_next(L, top + 1)) {
     lua_pop(L, 1);
+    found += add_waiting(L, n + found);
   }
   lua_settop(L, top);
   return found;
@@ -1357,6 +1393,15 @@ static cooperator *cooperator_make(lua_State *L) {
   c->ctx = getctx(L);
   c->slice = 0.01;
   c->running = true;
+  lua_pushvalue(L, CTX);
+  lua_pushvalue(L, at);
+  lua_pushcclosure(L, event, 2);
+  lua_setiuservalue(L, at, COOPERATOR_EVENT);
+  pushctx(L, CTX_COOPERATORS);
+  lua_pushvalue(L, at);
+  lua_pushboolean(L, 1);
+  lua_rawset(L, -3);
+  lua_pop(L, 1);
   lua_newtable(L);
   lua_setiuservalue(L, at, COOPERATOR_RUN);
   lua_newtable(L);

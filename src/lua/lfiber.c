@@ -114,8 +114,7 @@ int coop__signal(lua_State *L, signal_kind signal, int n, int results) {
 
 static int pump_k(lua_State *L, int status, lua_KContext mode);
 
-/* Marks the thread 'co' as one that a wait passes through, or unmarks it. */
-static void mark_passing(lua_State *L, lua_State *co, bool passing) {
+void coop__mark_passing(lua_State *L, lua_State *co, bool passing) {
   pushctx(L, CTX_THREADS);
   lua_pushthread(co);
   lua_xmove(co, L, 1);
@@ -146,7 +145,7 @@ static int pass_on(lua_State *L, lua_State *co, int nres, resume_mode mode) {
   ctx->signal = SIGNAL_NONE; /* what follows may raise, or run finalisers */
   luaL_checkstack(L, nres + 4, "wait");
   if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_WAITS;
-  else mark_passing(L, co, true);
+  else coop__mark_passing(L, co, true);
   note_passing(L, ctx);
   lua_xmove(co, L, nres);
   ctx->signal = signal;
@@ -281,7 +280,7 @@ static int pump_k(lua_State *L, int status, lua_KContext mode) {
     co = g->co;
   } else {
     co = lua_tothread(L, 1);
-    mark_passing(L, co, false);
+    coop__mark_passing(L, co, false);
   }
   return coop__pump(L, co, lua_gettop(L) - 1, (resume_mode)mode);
 }
@@ -337,7 +336,8 @@ static int co_yield(lua_State *L) {
   coop_context *ctx = getctx(L);
   if (ctx->emit.co == L) {
     /* a batch: the value is stored and nothing switches while there is room */
-    if (ctx->emit.left > 0 && lua_gettop(L) == 1 &&
+    if (ctx->emit.left > 0 && coop__cycles() - ctx->emit.since < GLANCE &&
+        lua_gettop(L) == 1 &&
         lua_type(L, 1) != LUA_TUSERDATA && lua_type(L, 1) != LUA_TNIL) {
       pushctx(L, CTX_EMIT);
       lua_insert(L, 1);
@@ -550,7 +550,7 @@ static void close_inner(lua_State *L, int error) {
   bool ok = co ? coop__close_thread(L, co)
                : coop__generator_finish(L, lua_gettop(L));
   if (!ok) lua_replace(L, error);
-  if (co) mark_passing(L, co, false); /* nothing passes through the dead */
+  if (co) coop__mark_passing(L, co, false); /* nothing passes through the dead */
   lua_pop(L, 1);
 }
 

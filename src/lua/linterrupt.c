@@ -10,14 +10,20 @@
 */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "coop.h"
 #include "lcoop.h"
 
 enum { LOOK = 10000 };          /* instructions between looks at the clock */
-static const double grace = 0.05; /* seconds that a script has which caught it */
+static const double grace = 0.08; /* seconds of the processor that a script has
+                                     which caught it */
 
 static void hook(lua_State *L, lua_Debug *ar);
+
+static double processor_time(void) {
+  return (double)clock() / CLOCKS_PER_SEC;
+}
 
 static bool persistent(const coop_context *ctx) {
   return ctx->interrupt.exiting || ctx->interrupt.raised > 1;
@@ -47,7 +53,7 @@ static int find_catcher(coop_context *ctx, lua_State *L, int *depth) {
 static void will_raise(coop_context *ctx, lua_State *co) {
   int depth;
   ctx->interrupt.catcher = find_catcher(ctx, co, &depth);
-  if (ctx->interrupt.raised++ == 0) ctx->interrupt.since = coop__now();
+  if (ctx->interrupt.raised++ == 0) ctx->interrupt.since = processor_time();
   arm(ctx, co);
 }
 
@@ -76,7 +82,7 @@ static void hook(lua_State *L, lua_Debug *ar) {
     lua_sethook(L, hook, LUA_MASKCOUNT, 1);
   } else if (ctx->interrupt.raised == 0 || ctx->interrupt.again ||
              (!ctx->interrupt.exiting &&
-              coop__now() - ctx->interrupt.since > grace)) {
+              processor_time() - ctx->interrupt.since > grace)) {
     ctx->interrupt.again = false;
     raise_in(ctx, L);
   } else {

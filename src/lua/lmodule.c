@@ -386,6 +386,7 @@ static int fill(lua_State *L) {
   set_table(L, CTX_POOL, NULL);
   set_table(L, CTX_THREADS, "k");
   set_table(L, CTX_ACTIVE, NULL);
+  set_table(L, CTX_COOPERATORS, "k");
   set_table(L, CTX_CLASSES, "k");
   set_table(L, CTX_HOLDS, NULL);
   lua_pushvalue(L, CTX);
@@ -449,7 +450,14 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   if (!ctx->posts) luaL_error(L, "not enough memory");
   lua_pushvalue(L, -1);
   lua_pushcclosure(L, fill, 1);
-  lua_call(L, 0, 0);
+  if (lua_pcall(L, 0, 0, 0) != LUA_OK) {
+    coop__shut(ctx); /* the host's loop is as it was, whenever this is collected */
+    lua_pushnil(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->loop);
+    lua_pushnil(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->L);
+    lua_error(L);
+  }
   lua_rawsetp(L, LUA_REGISTRYINDEX, &registry_key);
   lua_settop(L, top);
   return ctx;

@@ -319,6 +319,18 @@ static void fire(lua_State *L) {
   lua_settop(L, at - 1);
 }
 
+/* The same with the Failure of what the script itself has closed: whoever waits
+   gets it, but it is nothing to be reported. [-2, +0, m] */
+static void fire_quietly(lua_State *L) {
+  int at = lua_gettop(L) - 1;
+  deferred *d = lua_touserdata(L, at);
+  if (!(d->flags & D_FIRED)) {
+    coop__fire(L, at);
+    coop__handled(L, at);
+  }
+  lua_settop(L, at - 1);
+}
+
 /* Pushes a Deferred that has fired with the value on top. [-1, +1, m] */
 static void pushfired(lua_State *L) {
   coop__deferred_new(L);
@@ -458,7 +470,8 @@ static void fire_reader(lua_State *L, int at, connection *c) {
   lua_getiuservalue(L, at, CONN_READER);
   lua_insert(L, -2);
   next_reader(L, at, c);
-  fire(L);
+  if (isopen(c)) fire(L);
+  else fire_quietly(L);
 }
 
 /* Pushes the first 'n' bytes of the input. [-0, +1, m] */
@@ -556,7 +569,9 @@ static size_t receive(connection *c) {
     n = recv(c->ch->fd, c->ch->ctx->net->block, BLOCK_MAX, MSG_DONTWAIT);
   } while (n < 0 && errno == EINTR);
   if (n > 0) return (size_t)n;
-  if (n == 0) c->ended = true;
+  if (n == 0 && c->write_error && c->write_error != UV_EPIPE)
+    c->read_error = c->write_error; /* the system tells of a reset only once */
+  else if (n == 0) c->ended = true;
   else if (errno != EAGAIN && errno != EWOULDBLOCK) c->read_error = -errno;
   return 0;
 }
@@ -755,7 +770,8 @@ static void fire_slot(lua_State *L, int at, int slot) {
   lua_pushnil(L);
   lua_setiuservalue(L, at, slot);
   lua_insert(L, -2);
-  fire(L);
+  if (((connection *)lua_touserdata(L, at))->write_error) fire(L);
+  else fire_quietly(L);
 }
 
 /* Everybody who waits for the peer to keep up gets nil, or the error; without
@@ -768,7 +784,8 @@ static void fire_writers(lua_State *L, int at, connection *c, bool lost, int err
     }
     if (lost) pushlost(L, at, error);
     else lua_pushnil(L);
-    fire(L);
+    if (lost && !error) fire_quietly(L);
+    else fire(L);
   }
 }
 

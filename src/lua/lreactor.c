@@ -150,18 +150,15 @@ static int unhandled_count(lua_State *L) {
   return 1;
 }
 
-/* Pushes where the thread stands in a script: the first frame that is not C's or
-   coop's own. */
-static void pushplace(lua_State *L, lua_State *co) {
+void coop__pushplace(lua_State *L, lua_State *co, const char *what) {
   lua_Debug ar;
   for (int level = 0; lua_getstack(co, level, &ar); level++) {
     lua_getinfo(co, "Sl", &ar);
     if (*ar.what == 'C' || strncmp(ar.source, "=[coop", 6) == 0) continue;
-    lua_pushfstring(L, "%s:%d: a coroutine waits here", ar.short_src,
-                    ar.currentline);
+    lua_pushfstring(L, "%s:%d: %s waits here", ar.short_src, ar.currentline, what);
     return;
   }
-  lua_pushliteral(L, "a coroutine waits in a C function");
+  lua_pushfstring(L, "%s waits in a C function", what);
 }
 
 /* core.waiting(): a list of texts, one for each coroutine that waits. */
@@ -172,7 +169,7 @@ static int waiting(lua_State *L) {
   for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next) {
     fiber *f = coop_container(l, fiber, link);
     if (!f->waits) continue;
-    pushplace(L, f->co);
+    coop__pushplace(L, f->co, "a coroutine");
     lua_rawseti(L, 1, ++n);
   }
   n += coop__waiting_tasks(L, n);
