@@ -100,6 +100,9 @@ enum {
   CTX_COOPERATORS, /* weak: all Cooperators, as keys */
   CTX_CLASSES,    /* weak: metatable of a class made in Lua -> its name */
   CTX_HOLDS,      /* what a host or libuv holds: address -> value */
+  CTX_STAGE,      /* the metatable of stages, once coop.flow is loaded */
+  CTX_READY,      /* its function that waits until a stage is ready */
+  CTX_TASK_NEXT,  /* its function that steps a stage for a task */
   CTX_META,       /* + kind: the metatables */
   CTX_NUV = CTX_META + KIND_COUNT
 };
@@ -139,6 +142,12 @@ typedef struct coop_context {
     lua_Integer left; /* how many may be stored before it must switch */
     uint64_t since;   /* coop__cycles when it began; it must switch in time, too */
   } emit;
+  struct {               /* of coop.flow (lflow.c) */
+    lua_State *co;       /* the body of a stage that is stepped, the innermost */
+    int depth;           /* how many of them are, in one another */
+    bool blocking;       /* for a Block, which keeps the time itself */
+    const void *stage;   /* the metatable of stages */
+  } flow;
   unsigned closing;    /* bodies being closed, on the C stack */
   bool closed;
   bool turning;        /* in a turn of the loop: it is armed at its end */
@@ -442,13 +451,24 @@ void coop__fiber_passed(lua_State *L, int idx);
 /* The wait is over: what it passed through may be told apart again. */
 void coop__fiber_resumes(lua_State *L, int idx);
 
-/* How a coroutine that is resumed from Lua hands on what it yields. */
-typedef enum resume_mode { RESUME_PLAIN, RESUME_WRAP, RESUME_NEXT } resume_mode;
+/* How a coroutine that is resumed from Lua hands on what it yields. Beginning with
+   RESUME_NEXT it is that of a Generator. */
+typedef enum resume_mode {
+  RESUME_PLAIN,
+  RESUME_WRAP,
+  RESUME_NEXT,
+  RESUME_STEP, /* of a stage's body: waits are told, not passed on */
+  RESUME_PULL  /* the same for who pulls from the stage */
+} resume_mode;
 
 /* Resumes 'co' with the 'nargs' values on top for a Lua function that does so in
-   this mode; stack index 1 holds the thread (RESUME_NEXT: the Generator). Ends
-   the C function: returns its number of results, or yields a wait onwards. */
+   this mode; stack index 1 holds the thread, or the Generator, and for the last
+   two modes index 2 the stage. Ends the C function: returns its number of
+   results, or yields a wait onwards. */
 int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode);
+/* The same when the thread has been resumed, with this status and 'nres' results. */
+int coop__pump_on(lua_State *L, lua_State *co, int status, int nres,
+                  resume_mode mode);
 
 /* Ends a C function by a yield of 'n' values that means 'signal' to whoever runs L;
    resumed, it returns 'results' values. [-n, +0, e] */
@@ -495,7 +515,29 @@ void coop__body_resume(lua_State *L, int cur);
 /* The Deferred at 'from' has reached the body at 'cur'. [-0, +0, m] */
 void coop__body_wake(lua_State *L, int cur, int from);
 
+/* A coroutine resumed by L is back while an interrupt is under way, which may
+   have been caught inside: arms it for L too. */
+void coop__interrupt_again(lua_State *L);
+
 /* Resumes the tracked thread 'co' with 'nargs' values on its top. */
+static inline int coop__resume_in(coop_context *ctx, lua_State *L, lua_State *co,
+                                  int nargs, int *nres) {
+  lua_State *outer = ctx->running;
+  int depth = ctx->depth;
+  bool calling = ctx->calling;
+  ctx->running = co;
+  int status = lua_resume(co, L, nargs, nres);
+  if (status == LUA_OK && ctx->signal == SIGNAL_DIED) {
+    ctx->signal = SIGNAL_NONE;
+    status = LUA_ERRRUN;
+  }
+  ctx->running = outer;
+  ctx->depth = depth; /* an error may have left runs behind */
+  ctx->calling = calling;
+  ctx->raising = false;
+  if (ctx->interrupt.raised) coop__interrupt_again(L);
+  return status;
+}
 int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres);
 
 /* --- generators and iterators (lgenerator.c) ------------------------------- */
@@ -512,7 +554,8 @@ typedef enum generator_state {
 
 typedef struct generator {
   object object;
-  lua_State *co; /* once started */
+  lua_State *co;    /* once started */
+  const void *user; /* of a stage: the body that pulled from it last */
   int nargs;
   uint8_t state;
 } generator;
@@ -533,6 +576,24 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg);
 void coop__mark_passing(lua_State *L, lua_State *co, bool passing);
 /* Is the thread at 'idx' one that a script may resume? [-0, +0, -] */
 bool coop__isfree(lua_State *L, int idx);
+
+/* --- stages (lflow.c) ------------------------------------------------------- */
+
+/* Resumes the body of a stage. */
+int coop__flow_resume(lua_State *L, lua_State *co, int nargs, int *nres);
+/* Ends a C function that stepped the body of a stage: its results. */
+int coop__flow_outcome(lua_State *L, lua_State *co, int status, int nres,
+                       resume_mode mode);
+/* Is the value at 'idx' a stage? [-0, +0, -] */
+static inline bool coop__isstage(lua_State *L, int idx) {
+  if (lua_type(L, idx) != LUA_TTABLE || !lua_getmetatable(L, idx)) return false;
+  bool is = lua_topointer(L, -1) == getctx(L)->flow.stage;
+  lua_pop(L, 1);
+  return is;
+}
+/* Ends coroutine.yield(stage), outside of the body of a stage: when that is ready
+   the turn is given up. */
+int coop__flow_yield(lua_State *L);
 
 /* --- tasks (lcooperator.c) -------------------------------------------------- */
 
@@ -592,6 +653,7 @@ void coop__open_reactor(lua_State *L);
 void coop__open_net(lua_State *L);
 void coop__open_luv(lua_State *L);
 void coop__open_outside(lua_State *L);
+void coop__open_flow(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);
@@ -600,9 +662,6 @@ void coop__newtype(lua_State *L, kind k, const luaL_Reg *methods,
                    const luaL_Reg *meta);
 /* --- interrupts (linterrupt.c) ------------------------------------------------ */
 
-/* A coroutine resumed by L is back while an interrupt is under way, which may
-   have been caught inside: arms it for L too. */
-void coop__interrupt_again(lua_State *L);
 /* os.exit was called in 'co', which waits to be resumed: pushes the error to be
    raised there. [-0, +1, m] */
 void coop__exit_in(lua_State *L, lua_State *co);

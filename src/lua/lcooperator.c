@@ -911,8 +911,8 @@ static bool step_resumed(lua_State *L, int idx, task *t) {
   return resumed(L, idx, t, status, nres);
 }
 
-/* Gets the next value of a callable or a sequence; false: an error, on top as a
-   Failure. */
+/* Gets the next value of a callable, a stage or a sequence; false: an error, on
+   top as a Failure. */
 static bool pushnext(lua_State *L, int idx, task *t) {
   lua_getiuservalue(L, idx, TASK_ITERATOR);
   if (t->index > 0) {
@@ -921,9 +921,14 @@ static bool pushnext(lua_State *L, int idx, task *t) {
     return true;
   }
   int at = lua_gettop(L);
+  bool stage = coop__isstage(L, at);
   pushctx(L, CTX_MSGH);
   lua_insert(L, at);
-  bool ok = coop__pcall(L, 0, 1, at);
+  if (stage) {
+    pushctx(L, CTX_TASK_NEXT);
+    lua_insert(L, at + 1);
+  }
+  bool ok = coop__pcall(L, stage, 1, at);
   if (!ok) coop__caught(L, false);
   lua_remove(L, at);
   return ok;

@@ -298,11 +298,14 @@ void coop__body_resume(lua_State *L, int cur) {
   }
   coop_context *ctx = getctx(L);
   bool calling = ctx->calling;
+  bool blocking = ctx->flow.blocking;
   ctx->calling = false; /* what it calls shall have run when it returns */
+  ctx->flow.blocking = false;
   int n = pushinput(L, cur, b);
   b->state = BODY_RUNS;
   int status = coop__resume(L, b->co, n, &nres);
   ctx->calling = calling;
+  ctx->flow.blocking = blocking;
   if (status == LUA_YIELD) {
     on_yield(L, cur, b, nres);
   } else if (status == LUA_OK) {

@@ -18,22 +18,7 @@ enum {
 /* --- resuming ------------------------------------------------------------------ */
 
 int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres) {
-  coop_context *ctx = getctx(L);
-  lua_State *outer = ctx->running;
-  int depth = ctx->depth;
-  bool calling = ctx->calling;
-  ctx->running = co;
-  int status = lua_resume(co, L, nargs, nres);
-  if (status == LUA_OK && ctx->signal == SIGNAL_DIED) {
-    ctx->signal = SIGNAL_NONE;
-    status = LUA_ERRRUN;
-  }
-  ctx->running = outer;
-  ctx->depth = depth; /* an error may have left runs behind */
-  ctx->calling = calling;
-  ctx->raising = false;
-  if (ctx->interrupt.raised) coop__interrupt_again(L);
-  return status;
+  return coop__resume_in(getctx(L), L, co, nargs, nres);
 }
 
 /* Pushes the name of the C function at 'ar', as the loaded libraries have it. */
@@ -89,9 +74,15 @@ static void push_refusal(lua_State *L, const char *fname) {
 }
 
 void coop__checkwait(lua_State *L, const char *fname) {
+  int level = 1;
   if (getctx(L)->running == L && lua_isyieldable(L)) return;
+  luaL_checkstack(L, 16, fname);
+  while (coop__ownlevel(L, L, level)) level++; /* blame the script */
+  luaL_where(L, level);
+  const char *where = lua_tostring(L, -1);
   push_refusal(L, fname);
-  luaL_error(L, "%s", lua_tostring(L, -1));
+  lua_pushfstring(L, "%s%s", where, lua_tostring(L, -1));
+  lua_error(L);
 }
 
 /* Goes on behind a yield: with the values given, or raising the one. */
@@ -144,7 +135,7 @@ static int pass_on(lua_State *L, lua_State *co, int nres, resume_mode mode) {
   signal_kind signal = ctx->signal;
   ctx->signal = SIGNAL_NONE; /* what follows may raise, or run finalisers */
   luaL_checkstack(L, nres + 4, "wait");
-  if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_WAITS;
+  if (mode >= RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_WAITS;
   else coop__mark_passing(L, co, true);
   note_passing(L, ctx);
   lua_xmove(co, L, nres);
@@ -235,30 +226,32 @@ static int serve(lua_State *L, lua_State *co, int nres) {
   return 1;
 }
 
-int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
+/* Resumes 'co' with the 'nargs' values on top, for which it has room. */
+static int resume_for(lua_State *L, lua_State *co, int nargs, int *nres,
+                      resume_mode mode) {
+  lua_xmove(L, co, nargs);
+  if (mode >= RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_RUNS;
+  if (mode >= RESUME_STEP) return coop__flow_resume(L, co, nargs, nres);
+  return coop__resume(L, co, nargs, nres);
+}
+
+int coop__pump_on(lua_State *L, lua_State *co, int status, int nres,
+                  resume_mode mode) {
   coop_context *ctx = getctx(L);
-  int nres;
   for (;;) {
-    if (!lua_checkstack(co, nargs)) {
-      lua_pushliteral(L, "too many arguments to resume");
-      if (mode != RESUME_PLAIN) return lua_error(L);
-      lua_pushboolean(L, 0);
-      lua_insert(L, -2);
-      return 2;
-    }
-    lua_xmove(L, co, nargs);
-    if (mode == RESUME_NEXT) ((generator *)lua_touserdata(L, 1))->state = GENERATOR_RUNS;
-    int status = coop__resume(L, co, nargs, &nres);
-    if (status == LUA_YIELD && ctx->signal != SIGNAL_NONE) {
+    signal_kind signal = status == LUA_YIELD ? ctx->signal : SIGNAL_NONE;
+    if (mode >= RESUME_STEP && (signal == SIGNAL_NONE || signal == SIGNAL_AWAIT))
+      return coop__flow_outcome(L, co, status, nres, mode);
+    if (signal != SIGNAL_NONE) {
       if (ctx->running == L && lua_isyieldable(L))
         return pass_on(L, co, nres, mode);
-      nargs = serve(L, co, nres);
+      status = resume_for(L, co, serve(L, co, nres), &nres, mode);
       continue;
     }
     if (status != LUA_OK && status != LUA_YIELD) return pump_error(L, co, mode);
     if (mode == RESUME_NEXT) {
       if (next_again(L, co, status, nres)) {
-        nargs = 0;
+        status = resume_for(L, co, 0, &nres, mode);
         continue;
       }
       if (status == LUA_OK) {
@@ -270,11 +263,25 @@ int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
   }
 }
 
+int coop__pump(lua_State *L, lua_State *co, int nargs, resume_mode mode) {
+  int nres;
+  if (!lua_checkstack(co, nargs)) {
+    lua_pushliteral(L, "too many arguments to resume");
+    if (mode != RESUME_PLAIN) return lua_error(L);
+    lua_pushboolean(L, 0);
+    lua_insert(L, -2);
+    return 2;
+  }
+  int status = resume_for(L, co, nargs, &nres, mode);
+  return coop__pump_on(L, co, status, nres, mode);
+}
+
 /* The wait is over: its outcome goes to where it began. */
-static int pump_k(lua_State *L, int status, lua_KContext mode) {
+static int pump_k(lua_State *L, int status, lua_KContext k) {
   (void)status;
+  resume_mode mode = (resume_mode)k;
   lua_State *co;
-  if (mode == RESUME_NEXT) {
+  if (mode >= RESUME_NEXT) {
     generator *g = lua_touserdata(L, 1);
     g->state = GENERATOR_READY;
     co = g->co;
@@ -282,7 +289,7 @@ static int pump_k(lua_State *L, int status, lua_KContext mode) {
     co = lua_tothread(L, 1);
     coop__mark_passing(L, co, false);
   }
-  return coop__pump(L, co, lua_gettop(L) - 1, (resume_mode)mode);
+  return coop__pump(L, co, lua_gettop(L) - (mode >= RESUME_STEP ? 2 : 1), mode);
 }
 
 /* --- the coroutine library ---------------------------------------------------------- */
@@ -332,13 +339,30 @@ static int co_wrap(lua_State *L) {
   return 1;
 }
 
+/* Is L one of the coroutines that coop runs? */
+static bool isfiber(lua_State *L) {
+  pushctx(L, CTX_THREADS);
+  lua_pushthread(L);
+  bool is = lua_rawget(L, -2) == LUA_TLIGHTUSERDATA;
+  lua_pop(L, 2);
+  return is;
+}
+
+/* Can whoever resumes a coroutine that yielded a value of this type have reason to
+   raise an error there? */
+static bool israisable(int type) {
+  return type != LUA_TNUMBER && type != LUA_TSTRING && type != LUA_TBOOLEAN;
+}
+
 static int co_yield(lua_State *L) {
   coop_context *ctx = getctx(L);
+  int type = lua_type(L, 1);
+  if (type == LUA_TTABLE && coop__isstage(L, 1) && L != ctx->flow.co && isfiber(L))
+    return coop__flow_yield(L);
   if (ctx->emit.co == L) {
     /* a batch: the value is stored and nothing switches while there is room */
     if (ctx->emit.left > 0 && coop__cycles() - ctx->emit.since < GLANCE &&
-        lua_gettop(L) == 1 &&
-        lua_type(L, 1) != LUA_TUSERDATA && lua_type(L, 1) != LUA_TNIL) {
+        lua_gettop(L) == 1 && type != LUA_TUSERDATA && type != LUA_TNIL) {
       pushctx(L, CTX_EMIT);
       lua_insert(L, 1);
       lua_rawseti(L, 1, ctx->emit.n + 1);
@@ -347,6 +371,7 @@ static int co_yield(lua_State *L) {
       return 0;
     }
   }
+  if (!israisable(type)) return lua_yield(L, lua_gettop(L));
   return lua_yieldk(L, lua_gettop(L), -1, resumed);
 }
 

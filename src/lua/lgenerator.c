@@ -151,6 +151,13 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg) {
 
 bool coop__iterator_close(lua_State *L, int idx) {
   if (tokind(L, idx, KIND_GENERATOR)) return coop__generator_finish(L, idx);
+  if (coop__isstage(L, idx)) {
+    idx = lua_absindex(L, idx);
+    luaL_checkstack(L, 4, "close");
+    luaL_getmetafield(L, idx, "__close");
+    lua_pushvalue(L, idx);
+    return lua_pcall(L, 1, 0, 0) == LUA_OK;
+  }
   lua_State *co = lua_tothread(L, idx);
   if (!co || lua_status(co) > LUA_YIELD || !issteppable(L, idx)) return true;
   return coop__close_thread(L, co);

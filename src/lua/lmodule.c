@@ -416,6 +416,7 @@ static int fill(lua_State *L) {
   coop__open_luv(L);
   coop__open_outside(L);
   coop__open_threads(L);
+  coop__open_flow(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;
