@@ -362,8 +362,6 @@ void coop__body_settle(lua_State *L, int cur);
 /* The run at 'cur' goes on with the one on top, and comes back to 'cur' when that
    has nothing more to do. [-1, +0, m] */
 void coop__enter(lua_State *L, int cur);
-/* Pushes a list of those that wait on the Deferred at 'idx'. [-0, +1, m] */
-void coop__pushwaiters(lua_State *L, int idx);
 /* Runs what was reached too deep. [-0, +0, m] */
 void coop__run_later(lua_State *L);
 /* A function that promises that all it reaches has run when it returns begins and
@@ -381,17 +379,6 @@ int coop__end(lua_State *L, bool outer, int n);
 void coop__run(lua_State *L, int idx);
 /* The same, however deep: a new body runs to its first wait. */
 void coop__run_now(lua_State *L, int idx);
-
-/* Puts a handler at the end. Pops its value. [-1, +0, m] */
-void coop__append(lua_State *L, int idx, handler_kind k);
-
-/* A waiter was put at the end of the Deferred at 'idx', and may be woken from now
-   on: what it shares is not held by the pause of another. [-0, +0, m] */
-void coop__waited(lua_State *L, int idx);
-
-/* Takes the waiter 'who', which must stand just below the Deferred at 'idx' =
-   top, away from it. [-0, +0, m] */
-void coop__detach(lua_State *L, int idx, const void *who);
 
 /* How the Deferred at 'idx' stands for who would wait: fired and at rest? */
 static inline bool settled(const deferred *d) {
@@ -411,6 +398,26 @@ void coop__pushcycle(lua_State *L);
 void coop__cancel(lua_State *L, int idx);
 void coop__pause(lua_State *L, int idx);
 void coop__unpause(lua_State *L, int idx);
+
+/* --- the list of handlers (lhandlers.c) ----------------------------------------- */
+
+/* Puts a handler at the end. Pops its value. [-1, +0, m] */
+void coop__append(lua_State *L, int idx, handler_kind k);
+
+/* A waiter was put at the end of the Deferred at 'idx', and may be woken from now
+   on: what it shares is not held by the pause of another. [-0, +0, m] */
+void coop__waited(lua_State *L, int idx);
+
+/* Takes the waiter 'who', which must stand just below the Deferred at 'idx' =
+   top, away from it. [-0, +0, m] */
+void coop__detach(lua_State *L, int idx, const void *who);
+/* Takes the next handler off the list and pushes its value. [-0, +(0|1), -] */
+handler_kind coop__take(lua_State *L, int idx, deferred *d);
+/* Pushes the first waiter, if it is one of the first three handlers, or wherever
+   it stands ('far'). [-0, +(0|1), -] */
+bool coop__pushwaiter(lua_State *L, int idx, const deferred *d, bool far);
+/* Pushes a list of those that wait on the Deferred at 'idx'. [-0, +1, m] */
+void coop__pushwaiters(lua_State *L, int idx);
 
 /* --- fibers and bodies (lfiber.c, lcoroutine.c) ---------------------------- */
 
