@@ -372,6 +372,105 @@ static void a_long_message_is_cut(void **state) {
                  kept);
 }
 
+/* --- posts ---------------------------------------------------------------- */
+
+static void count_post(lua_State *L, void *ud) {
+  assert_int_equal(lua_gettop(L), 0);
+  ++*(int *)ud;
+}
+
+static void a_post_is_called_in_a_turn(void **state) {
+  host *h = *state;
+  int n = 0;
+  script(h, "coop.call_later(0.01, print)");
+  assert_int_equal(coop_post(h->ctx, count_post, &n), 0);
+  assert_int_equal(n, 0);
+  script(h, "coop.run(function() coop.await(coop.sleep(0)) end)");
+  assert_int_equal(n, 1);
+}
+
+static void fail_post(lua_State *L, void *ud) {
+  (void)ud;
+  lua_pushstring(L, "oh");
+  lua_error(L);
+}
+
+static void an_error_in_a_post_is_reported(void **state) {
+  host *h = *state;
+  script(h, "coop.on_unhandled(function(failure) told = failure.value end)\n"
+            "coop.call_later(0.001, function() end)");
+  assert_int_equal(coop_post(h->ctx, fail_post, NULL), 0);
+  run(h);
+  script(h, "assert(told == 'oh')");
+}
+
+enum { POSTERS = 4, POSTS = 2000 };
+
+/* One of a thread's posts; 'came' is shared by them all. */
+typedef struct post {
+  int number;
+  int *came;
+} post;
+
+/* A thread that posts its numbers in order. */
+typedef struct poster {
+  coop_context *ctx;
+  pthread_t thread;
+  post posts[POSTS];
+  int came; /* how many have */
+} poster;
+
+static void take_post(lua_State *L, void *ud) {
+  post *p = ud;
+  (void)L;
+  assert_int_equal(p->number, (*p->came)++);
+}
+
+static void *post_all(void *ud) {
+  poster *p = ud;
+  for (int i = 0; i < POSTS; i++)
+    if (coop_post(p->ctx, take_post, &p->posts[i]) != 0) return NULL;
+  return p;
+}
+
+static void posts_of_threads_keep_their_order(void **state) {
+  host *h = *state;
+  static poster posters[POSTERS];
+  script(h, "stop = coop.call_later(60, print)");
+  for (int i = 0; i < POSTERS; i++) {
+    poster *p = &posters[i];
+    *p = (poster){.ctx = h->ctx};
+    for (int k = 0; k < POSTS; k++) p->posts[k] = (post){k, &p->came};
+    assert_int_equal(pthread_create(&p->thread, NULL, post_all, p), 0);
+  }
+  script(h, "coop.run(function() coop.await(coop.sleep(0.02)) end)");
+  for (int i = 0; i < POSTERS; i++) {
+    void *result;
+    pthread_join(posters[i].thread, &result);
+    assert_ptr_equal(result, &posters[i]);
+  }
+  coop_close(h->ctx);
+  for (int i = 0; i < POSTERS; i++)
+    assert_int_equal(posters[i].came, POSTS);
+}
+
+static void no_post_keeps_a_run_from_ending(void **state) {
+  host *h = *state;
+  int n = 0;
+  assert_int_equal(coop_post(h->ctx, count_post, &n), 0);
+  run(h);
+  coop_close(h->ctx);
+  assert_int_equal(n, 1);
+}
+
+static void a_closed_context_takes_no_posts(void **state) {
+  host *h = *state;
+  int n = 0;
+  coop_close(h->ctx);
+  assert_int_not_equal(coop_post(h->ctx, count_post, &n), 0);
+  assert_int_equal(n, 0);
+}
+
 /* --- closing -------------------------------------------------------------- */
 
 static void nothing_runs_any_more_when_it_is_closed(void **state) {
@@ -382,6 +481,23 @@ static void nothing_runs_any_more_when_it_is_closed(void **state) {
             "d = coop.sleep(0.01)");
   coop_close(h->ctx);
   assert_global(h, "n", 0);
+}
+
+/* close_coop(): of the script that calls it. */
+static int close_coop(lua_State *L) {
+  coop_close(coop_of(L));
+  return 0;
+}
+
+static void a_script_may_close_it_in_a_run(void **state) {
+  host *h = *state;
+  lua_register(h->L, "close_coop", close_coop);
+  script(h, "n = 0\n"
+            "coop.call_later(0, function() close_coop(); n = n + 1 end)\n"
+            "coop.call_later(0.001, function() n = n + 10 end)");
+  run(h);
+  assert_global(h, "n", 1);
+  lua_gc(h->L, LUA_GCCOLLECT);
 }
 
 static void closing_twice_and_closing_nothing_is_harmless(void **state) {
@@ -495,7 +611,13 @@ int main(void) {
     test(an_interrupt_reaches_a_coroutine_of_the_script_s_own),
     test(no_pcall_in_a_loop_holds_an_interrupt_up),
     test(a_long_message_is_cut),
+    test(a_post_is_called_in_a_turn),
+    test(an_error_in_a_post_is_reported),
+    test(posts_of_threads_keep_their_order),
+    test(no_post_keeps_a_run_from_ending),
+    test(a_closed_context_takes_no_posts),
     test(nothing_runs_any_more_when_it_is_closed),
+    test(a_script_may_close_it_in_a_run),
     test(closing_twice_and_closing_nothing_is_harmless),
     test(a_closed_context_cannot_be_run),
     test(a_closed_context_is_interrupted_in_vain),

@@ -112,6 +112,20 @@ static void work_has_one_turn_in_a_turn_of_the_loop(void **state) {
   assert_false(coop__loop_once(&o->loop, true));
 }
 
+static void what_is_due_is_in_the_same_turn(void **state) {
+  owner *o = *state;
+  for (unsigned i = 1; i <= 20; i++) {
+    o->work = 2;
+    o->deadline = coop__now() - 1;
+    arm(o);
+    assert_true(coop__loop_once(&o->loop, true));
+    assert_int_equal(o->turns, i);
+    assert_true(o->deadline == HUGE_VAL);
+  }
+  o->work = 0;
+  arm(o);
+}
+
 static void work_does_not_wait_for_a_deadline(void **state) {
   owner *o = *state;
   double start = coop__now();
@@ -314,6 +328,22 @@ static void being_woken_is_no_reason_to_live(void **state) {
   assert_false(uv_loop_alive(o->loop.uv));
 }
 
+static void it_lives_while_it_is_held(void **state) {
+  owner *o = *state;
+  pthread_t thread;
+  coop__loop_hold(&o->loop);
+  coop__loop_hold(&o->loop);
+  coop__loop_release(&o->loop);
+  assert_true(uv_loop_alive(o->loop.uv));
+  double start = coop__now();
+  assert_int_equal(pthread_create(&thread, NULL, wake_later, &o->loop), 0);
+  assert_true(coop__loop_once(&o->loop, true));
+  pthread_join(thread, NULL);
+  assert_true(coop__now() - start > 0.015);
+  coop__loop_release(&o->loop);
+  assert_false(coop__loop_once(&o->loop, true));
+}
+
 /* --- a loop that was given ------------------------------------------------ */
 
 static void count_handle(uv_handle_t *h, void *ud) {
@@ -432,6 +462,18 @@ static void its_own_loop_closes_what_others_left_open(void **state) {
   assert_true(uv_is_closing((uv_handle_t *)&door));
 }
 
+static void its_own_loop_may_be_closed_in_its_turn(void **state) {
+  owner *o = *state;
+  o->closes = true;
+  o->work = 5;
+  o->deadline = coop__now() + 60;
+  arm(o);
+  coop__loop_once(&o->loop, true);
+  assert_null(o->loop.uv);
+  assert_int_equal(closed, 0);
+  assert_int_equal(o->turns, 1);
+}
+
 static void closing_twice_is_harmless(void **state) {
   owner *o = *state;
   coop__loop_close(&o->loop);
@@ -497,6 +539,7 @@ int main(void) {
     test(nothing_is_left_when_it_is_not_armed),
     test(it_turns_while_there_is_work),
     test(work_has_one_turn_in_a_turn_of_the_loop),
+    test(what_is_due_is_in_the_same_turn),
     test(work_does_not_wait_for_a_deadline),
     test(a_deadline_wakes_it),
     test(an_alarm_that_is_early_by_rounding_is_set_again),
@@ -512,12 +555,14 @@ int main(void) {
     test(many_wakes_are_one),
     test(a_signal_handler_wakes_it),
     test(being_woken_is_no_reason_to_live),
+    test(it_lives_while_it_is_held),
     cmocka_unit_test(a_given_loop_is_left_as_it_was_found),
     cmocka_unit_test(its_owner_may_run_it),
     cmocka_unit_test(several_share_one),
     cmocka_unit_test(it_may_be_closed_in_its_turn),
     test(its_own_loop_closes_while_armed),
     test(its_own_loop_closes_what_others_left_open),
+    test(its_own_loop_may_be_closed_in_its_turn),
     test(closing_twice_is_harmless),
     test(what_is_closed_is_armed_and_woken_in_vain),
     cmocka_unit_test(want_of_memory_leaves_nothing_behind),
