@@ -160,3 +160,4 @@ end)
 
 coop.errors = errors
 core.errors = errors
+core.error_class = class
