@@ -363,7 +363,9 @@ describe('the process', function()
         repeat ok, message = io.write(('x'):rep(4096)) until not ok
         io.stderr:write(message)
       ]], { deaf = true })
-      assert.matches('Broken pipe', result.err, 1, true)
+      -- It is the second when the peer closes with something unread.
+      assert.is_truthy(result.err:find('Broken pipe', 1, true)
+        or result.err:find('Connection reset by peer', 1, true), result.err)
       assert.equal(0, result.status)
     end)
   end)
