@@ -10,7 +10,6 @@
 #define COOP_H
 
 #include <lua.h>
-#include <uv.h>
 
 #if defined(_WIN32)
 #define COOP_API __declspec(dllexport)
@@ -25,6 +24,8 @@ extern "C" {
 #endif
 
 #define COOP_VERSION "0.1.0"
+
+typedef struct uv_loop_s uv_loop_t; /* libuv's; hosts that use it include uv.h */
 
 /* One coop in one lua_State. Used by one thread at a time. */
 typedef struct coop_context coop_context;

@@ -108,9 +108,14 @@ local function shut_down()
   stop_asked = false
 end
 
--- Whatever ends a run, it is over: an error leaves the reactor not running.
+-- Whatever ends a run, it is over, and so is an interrupt that ended it.
 local function run_end()
-  return setmetatable({}, { __close = function() core.set_running(false) end })
+  return setmetatable({}, {
+    __close = function()
+      core.set_running(false)
+      core.clear_interrupt()
+    end,
+  })
 end
 
 core.start_up, core.shut_down, core.turn_until = start, shut_down, turn_until

@@ -19,7 +19,7 @@ typedef void *(*coop_alloc_fn)(void *ud, void *ptr, size_t osize, size_t nsize);
 /* Embed this in what is to be due; the heap only points at it. */
 typedef struct coop_timer {
   double due;   /* seconds of whatever clock the owner reads */
-  uint64_t seq; /* its number among all ever added; set by the first add */
+  uint64_t seq; /* its number among all ever added; each add gives one */
   size_t place; /* in the heap, from 1; 0 while it is in none */
 } coop_timer;
 
