@@ -20,6 +20,7 @@ local examples = {
   { name = 'cascade' },
   { name = 'tail_call' },
   { name = 'requests', interleaved = true },
+  { name = 'threaded', interleaved = true },
 }
 
 local function read(path)

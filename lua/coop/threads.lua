@@ -35,7 +35,7 @@ M.stream = threads.stream
 
 ---@class coop.ThreadPool
 ---@field call fun(self, f: function, ...): coop.Deferred
----@field close fun(self): coop.Deferred jobs that wait fail with CancelledError; fires when those that run have ended
+---@field close fun(self): coop.Deferred what waits is cancelled; fires when what runs has ended
 
 ---@class coop.ThreadStream
 ---@field next fun(self): coop.Deferred the next value; nil at the end

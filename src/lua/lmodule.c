@@ -446,9 +446,12 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   lua_setmetatable(L, -2);
   int e = coop__loop_init(&ctx->loop, uv, NULL, ctx);
   if (e) luaL_error(L, "coop cannot open a loop: %s", uv_strerror(e));
-  ctx->closed = false;
   ctx->posts = coop__posts_new(ctx->loop.async);
-  if (!ctx->posts) luaL_error(L, "not enough memory");
+  if (!ctx->posts) {
+    coop__loop_close(&ctx->loop);
+    luaL_error(L, "not enough memory");
+  }
+  ctx->closed = false;
   lua_pushvalue(L, -1);
   lua_pushcclosure(L, fill, 1);
   if (lua_pcall(L, 0, 0, 0) != LUA_OK) {

@@ -34,6 +34,7 @@ struct stream {
   size_t left;    /* values from there on */
   bool batch;     /* what it waits for */
   bool over;      /* close() came: what else there is is dropped */
+  bool awaited;   /* somebody waits for that and holds the loop: */
   bool done;      /* the job is over, and left this: */
   bool failed;
   bytes value;
@@ -243,6 +244,10 @@ static void on_values(lua_State *L, void *ud) {
 
 /* Fires what when_done has returned. */
 static void tell_done(lua_State *L, stream *s) {
+  if (s->awaited) {
+    s->awaited = false;
+    coop__loop_release(&getctx(L)->loop);
+  }
   pushctx(L, CTX_HOLDS);
   if (lua_rawgetp(L, -1, &s->done) == LUA_TNIL) {
     lua_pop(L, 2);
@@ -322,9 +327,8 @@ static int stream_next(lua_State *L) { return ask(L, "next", false); }
 /* stream:batch() */
 static int stream_batch(lua_State *L) { return ask(L, "batch", true); }
 
-/* stream:when_done(): fires when the function has ended in its thread. */
-static int stream_when_done(lua_State *L) {
-  stream *s = check(L, "when_done");
+/* Pushes a Deferred that fires when the function has ended in its thread. */
+static int when_done(lua_State *L, stream *s) {
   lua_settop(L, 1);
   if (s->done) {
     coop__deferred_new(L);
@@ -340,6 +344,20 @@ static int stream_when_done(lua_State *L) {
   }
   return 1;
 }
+
+/* stream:when_done(): the loop lives on until then. */
+static int stream_when_done(lua_State *L) {
+  stream *s = check(L, "when_done");
+  when_done(L, s);
+  if (!s->done && !s->awaited) {
+    s->awaited = true;
+    coop__loop_hold(&getctx(L)->loop);
+  }
+  return 1;
+}
+
+/* core.threads.done(stream): it does not. */
+static int threads_done(lua_State *L) { return when_done(L, check(L, "done")); }
 
 /* stream:close() */
 static int stream_close(lua_State *L) {
@@ -436,6 +454,7 @@ static const luaL_Reg stream_meta[] = {
 static const luaL_Reg core_functions[] = {
   {"stream", threads_stream},
   {"stream_in", threads_stream_in},
+  {"done", threads_done},
   {NULL, NULL}
 };
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coop.h"
 #include "lthreads.h"
 #include "parts.h"
 
@@ -47,12 +48,20 @@ static void set_running(worker *w, lua_State *L) {
   uv_mutex_unlock(&w->mutex);
 }
 
+/* With the mutex held. The first coroutine too: one that coop resumes, if the job
+   has opened it there, is not known here. */
+static void arm(worker *w) {
+  if (!w->running) return;
+  lua_sethook(w->running, stop_hook, LUA_MASKCOUNT, 1);
+  if (w->running != w->L) lua_sethook(w->L, stop_hook, LUA_MASKCOUNT, 1);
+}
+
 /* From another thread: whatever the worker runs is to end. The thread that runs
    cannot go away meanwhile: it would first have to take the mutex. */
 static void stop_worker(worker *w) {
   uv_mutex_lock(&w->mutex);
   w->end = STOP;
-  if (w->running) lua_sethook(w->running, stop_hook, LUA_MASKCOUNT, 1);
+  arm(w);
   uv_mutex_unlock(&w->mutex);
 }
 
@@ -123,6 +132,7 @@ static int os_exit(lua_State *L) {
   uv_mutex_lock(&w->mutex);
   if (w->end == GO_ON) w->end = EXIT;
   lua_sethook(L, stop_hook, LUA_MASKCOUNT, 1);
+  arm(w);
   uv_mutex_unlock(&w->mutex);
   return luaL_error(L, "the job has ended itself by os.exit");
 }
@@ -151,8 +161,8 @@ static void set_function(lua_State *L, const char *table, const char *name,
   lua_pop(L, 1);
 }
 
-/* The search paths are those of the parent; require finds the parts of coop that
-   are for workers. */
+/* The search paths are those of the parent; require finds coop itself and its
+   parts that are for workers. */
 static int fill_state(lua_State *L) {
   worker *w = lua_touserdata(L, 1);
   luaL_openlibs(L);
@@ -165,6 +175,8 @@ static int fill_state(lua_State *L) {
   lua_pushstring(L, w->cpath);
   lua_setfield(L, -2, "cpath");
   lua_getfield(L, -1, "preload");
+  lua_pushcfunction(L, luaopen_coop);
+  lua_setfield(L, -2, "coop");
   for (const coop_part *p = coop__parts; p->name; p++) {
     if (strncmp(p->name, "worker", 6) != 0) continue;
     lua_pushstring(L, p->name);
