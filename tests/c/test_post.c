@@ -5,6 +5,7 @@
 #include <lualib.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <uv.h>
 
 #include "coop.h"
 #include "unit.h"
