@@ -20,7 +20,11 @@ local examples = {
   { name = 'cascade' },
   { name = 'tail_call' },
   { name = 'requests', interleaved = true },
+<<<<<<< Updated upstream
   { name = 'threaded', interleaved = true },
+=======
+  { name = 'echo', interleaved = true },
+>>>>>>> Stashed changes
 }
 
 local function read(path)

@@ -41,7 +41,7 @@ end
 local function port_of(host, port, least)
   if host:match '^unix:' then return nil end
   local n = type(port) == 'number' and math.tointeger(port)
-  return n and n >= least and n <= 65535 and n
+  return n and n >= least and n <= 65535 and n or false
 end
 
 -- What is wrong with options, or nil.
@@ -77,7 +77,7 @@ local function known_addresses(host, port)
   if address then return { address } end
   if path or #host > HOST_MAX then
     return nil, errors.ConnectionRefused {
-      message = ('%s: name too long (ENAMETOOLONG)'):format(host), code = 'ENAMETOOLONG', peer = host,
+      message = host .. ': name too long (ENAMETOOLONG)', code = 'ENAMETOOLONG', peer = host,
     }
   end
 end
@@ -180,7 +180,9 @@ local function server_text(self)
   return ('Server (%s)'):format(where)
 end
 
-local new_server = core.class('Server', Server, { __close = Server.close, __tostring = server_text })
+local new_server = core.class('Server', Server, {
+  __close = Server.close, __tostring = server_text,
+})
 
 -- No descriptor is left for a connection: it waits in the system's queue. What nobody holds any
 -- more may have some.
@@ -193,10 +195,10 @@ local function server_addresses(host, port)
   local addresses, err = known_addresses(host, port)
   if addresses then return addresses end
   if err then return nil, err.message end
+  local problem
   local d = sockets.lookup(host, port, true)
-  if coop.type(d.result) ~= 'Failure' then return d.result end
-  d:add_errback(function() end)
-  return nil, d.result.value.message
+  d:add_errback(function(failure) problem = failure.value.message end)
+  return d.result, problem
 end
 
 --- Listens at a host and port, or at "unix:PATH"; of a name with several addresses at all of them.

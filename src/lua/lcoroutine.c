@@ -296,6 +296,10 @@ void coop__body_resume(lua_State *L, int cur) {
     close_body(L, cur, b);
     return;
   }
+  if (b->state != BODY_START && lua_status(b->co) != LUA_YIELD) {
+    b->state = BODY_ENDED; /* collected: its closers fire what it waits on */
+    return;
+  }
   coop_context *ctx = getctx(L);
   bool calling = ctx->calling;
   bool blocking = ctx->flow.blocking;

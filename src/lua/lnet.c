@@ -777,7 +777,8 @@ static void fire_slot(lua_State *L, int at, int slot) {
 /* Everybody who waits for the peer to keep up gets nil, or the error; without
    one and 'lost', that it was closed. */
 static void fire_writers(lua_State *L, int at, connection *c, bool lost, int error) {
-  while (span_take(L, at, CONN_WRITERS, &c->writers)) {
+  while ((lost || c->left <= LOW_WATER) && /* one may write again at once */
+         span_take(L, at, CONN_WRITERS, &c->writers)) {
     if (!lua_toboolean(L, -1)) {
       lua_pop(L, 1);
       continue;
