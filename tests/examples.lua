@@ -20,11 +20,8 @@ local examples = {
   { name = 'cascade' },
   { name = 'tail_call' },
   { name = 'requests', interleaved = true },
-<<<<<<< Updated upstream
-  { name = 'threaded', interleaved = true },
-=======
   { name = 'echo', interleaved = true },
->>>>>>> Stashed changes
+  { name = 'threaded', interleaved = true },
 }
 
 local function read(path)
