@@ -22,6 +22,8 @@ local examples = {
   { name = 'requests', interleaved = true },
   { name = 'echo', interleaved = true },
   { name = 'threaded', interleaved = true },
+  { name = 'download' },
+  { name = 'web_resource' },
 }
 
 local function read(path)

@@ -32,7 +32,8 @@ local REQUEST_TIMEOUT = 30          -- seconds for all of a request
 local IDLE_TIMEOUT = 75             -- seconds between requests
 local WRITE_TIMEOUT = 60            -- seconds that a client may take nothing
 local GATHER_MAX = 64 * 1024        -- bytes kept back while a handler has not yet waited
-local FAREWELL = 1                  -- seconds that a refused client is listened to
+local FAREWELL = 1                  -- seconds that a client is listened to after its last answer
+local FAREWELL_BLOCKS = 64          -- and how many blocks it may still send
 
 ---@class coop.http
 local http = {}
@@ -52,19 +53,27 @@ local any_case = {
   end,
 }
 
+-- What is wrong with one value of a header, or nil.
+local function value_problem(name, value)
+  local kind = type(value)
+  if kind ~= 'string' and kind ~= 'number' then
+    return ("header '%s' is a string, got %s"):format(name, kind)
+  end
+  if kind == 'string' and not native.istext(value) then
+    return ("the value of header '%s' contains a control character"):format(name)
+  end
+end
+
 -- What is wrong with a header, or nil. A value may be a list: the header is then given repeatedly.
 local function header_problem(name, value)
   if type(name) ~= 'string' then
     return ('the name of a header is a string, got %s'):format(type(name))
   end
   if not native.istoken(name) then return ('%q is no name of a header'):format(name) end
-  for _, v in ipairs(type(value) == 'table' and value or { value }) do
-    if type(v) ~= 'string' and type(v) ~= 'number' then
-      return ("header '%s' is a string, got %s"):format(name, type(v))
-    end
-    if not native.istext(tostring(v)) then
-      return ("the value of header '%s' contains a control character"):format(name)
-    end
+  if type(value) ~= 'table' then return value_problem(name, value) end
+  for _, v in ipairs(value) do
+    local problem = value_problem(name, v)
+    if problem then return problem end
   end
 end
 
@@ -454,24 +463,41 @@ end
 ---@field headers table<string, string|number|string[]>
 local Reply = {}
 
--- What the script has said of how the response is framed: the length, whether it is the last.
-local function framing(self)
-  local length, last
+-- Headers that say how the response is framed, or that are the server's own. Each is told of
+-- in `said` rather than sent; what is wrong, if anything.
+local FRAMING = {
+  ['content-length'] = function(said, value)
+    local digits = type(value) ~= 'table' and tostring(value):match '^%d+$'
+    said.length = digits and math.tointeger(tonumber(digits))
+    if not said.length then return 'Content-Length is not a count of bytes' end
+  end,
+  ['connection'] = function(said, value)
+    said.last = type(value) == 'string' and value:lower():find('close', 1, true) ~= nil
+  end,
+  ['transfer-encoding'] = function()
+    return "the server itself decides about 'Transfer-Encoding'"
+  end,
+  ['date'] = function(said, value) said.date = ('Date: %s\r\n'):format(core.text(value)) end,
+}
+
+-- Adds the script's headers to the lines of the head. What they say of its framing; or nil and what
+-- is wrong with them.
+local function add_headers(self, lines)
+  local said = {}
   for name, value in pairs(self.headers) do
     local problem = header_problem(name, value)
-    if problem then return nil, nil, problem end
-    local lower = name:lower()
-    if lower == 'content-length' then
-      length = type(value) ~= 'table' and tostring(value):match '^%d+$' and
-        math.tointeger(tonumber(value))
-      if not length then return nil, nil, 'Content-Length is not a count of bytes' end
-    elseif lower == 'connection' then
-      last = tostring(value):lower():find('close', 1, true) ~= nil
-    elseif lower == 'transfer-encoding' then
-      return nil, nil, "the server itself decides about 'Transfer-Encoding'"
+    if problem then return nil, problem end
+    local framing = FRAMING[name:lower()]
+    if framing then
+      problem = framing(said, value)
+      if problem then return nil, problem end
+    elseif type(value) == 'table' then
+      for _, v in ipairs(value) do lines[#lines + 1] = ('%s: %s\r\n'):format(name, v) end
+    else
+      lines[#lines + 1] = ('%s: %s\r\n'):format(name, value)
     end
   end
-  return length, last
+  return said
 end
 
 local function status_problem(status)
@@ -480,35 +506,17 @@ local function status_problem(status)
   end
 end
 
--- Makes the head, for a body of `size` bytes, or nil when that is not known yet; or nil and what is
--- wrong with it.
-local function make_head(self, size)
-  local session, status = self._session, self.status
-  local length, last, problem = framing(self)
-  problem = problem or status_problem(status)
-  if problem then return nil, problem end
-  if last or session.last or session.server._closed then self._keep = false end
-  self._bodyless = self._method == 'HEAD' or status == 204 or status == 304
-  if length and size and length ~= size and not self._bodyless then
-    return nil, ('Content-Length is %d, the body has %d bytes'):format(length, size)
-  end
-  local lines = { status_line(status), date() }
-  each_header(self.headers, function(name, value)
-    local lower = name:lower()
-    if lower == 'connection' or lower == 'date' and value == '' then return end
-    if lower == 'content-length' and status == 204 then return end
-    lines[#lines + 1] = name .. ': ' .. value .. '\r\n'
-  end)
-  if length then
-    self._left = length
-  elseif size and status ~= 204 and status ~= 304 then
-    lines[#lines + 1] = ('Content-Length: %d\r\n'):format(size)
-  elseif self._bodyless then
+-- Decides how the body is framed, of `length` bytes, or nil when that is not known: adds to the
+-- lines of the head.
+local function frame(self, lines, length)
+  if length and self.status ~= 204 then
+    lines[#lines + 1] = ('Content-Length: %d\r\n'):format(length)
+  elseif self._bodyless or length then
     self._chunked = false
   elseif self._minor == 1 then
     self._chunked = true
     lines[#lines + 1] = 'Transfer-Encoding: chunked\r\n'
-  elseif not size then
+  else
     self._keep, self._until_close = false, true
   end
   if not self._keep then
@@ -516,6 +524,29 @@ local function make_head(self, size)
   elseif self._minor == 0 then
     lines[#lines + 1] = 'Connection: keep-alive\r\n'
   end
+end
+
+-- Makes the head, for a body of `size` bytes, or nil when that is not known yet; or nil and what is
+-- wrong with it.
+local function make_head(self, size)
+  local session, status = self._session, self.status
+  local problem = status_problem(status)
+  if problem then return nil, problem end
+  if type(self.headers) ~= 'table' then return nil, 'the headers are no table' end
+  local lines = { status_line(status), '' }
+  local said
+  said, problem = add_headers(self, lines)
+  if not said then return nil, problem end
+  lines[2] = said.date or date()
+  if said.last or session.last then self._keep = false end
+  self._bodyless = self._method == 'HEAD' or status == 204 or status == 304
+  local length = said.length
+  if length and size and length ~= size and not self._bodyless then
+    return nil, ('Content-Length is %d, the body has %d bytes'):format(length, size)
+  end
+  self._left = length
+  if status ~= 304 then length = length or size end
+  frame(self, lines, length)
   lines[#lines + 1] = '\r\n'
   self._sent = true
   return table.concat(lines)
@@ -710,15 +741,15 @@ local function answer(session, method, target, minor, headers, body, keep)
   return not session.gone
 end
 
--- Tells what is wrong, and listens for a moment: a client that is still sending would else lose the
--- answer with the connection.
-local function refuse(session, status, reason)
-  send_plain(session, status, reason, false)
+-- The last answer has been sent. The connection is not closed before the client does so, or a
+-- moment has passed: one that is still sending would else lose the answer with it.
+local function farewell(session)
   if session.gone then return end
-  local conn = session.conn
-  pcall(coop.await, conn:shutdown())
-  conn:set_timeout(FAREWELL)
-  local left = 16
+  session.idle = false
+  set_deadline(session, session.server._farewell_ticks, 'farewell')
+  local d = session.conn:shutdown()
+  if not d.called then pcall(coop.await, d) else core.observe(d, nothing) end
+  local left = FAREWELL_BLOCKS
   while left > 0 and next_bytes(session) do left = left - 1 end
 end
 
@@ -729,12 +760,13 @@ local function converse(session)
     local event, a, b, c, d, e, f = parser:next()
     if event == 'request' then
       session.idle = false
-      if not answer(session, a, b, c, d, e, f) or session.last then return end
+      if not answer(session, a, b, c, d, e, f) or session.last then return farewell(session) end
       session.idle = not parser:begun()
       if session.idle then set_deadline(session, server._idle_ticks, 'idle')
       else set_deadline(session, server._request_ticks, 'request') end
     elseif event == 'error' then
-      return refuse(session, a, b)
+      send_plain(session, a, b, false)
+      return farewell(session)
     elseif event == 'continue' then
       send(session, 'HTTP/1.1 100 Continue\r\n\r\n')
     else
@@ -774,8 +806,10 @@ local function sweep(server)
   server._sweep = next(server._sessions) and coop.call_later(server._tick, sweep, server) or nil
 end
 
+-- Also when the state is closed: the handler, if there is one still, is closed with it.
 local function leave(session)
   local server = session.server
+  session.handling = nil
   server._sessions[session] = nil
   session.conn:close()
   if next(server._sessions) then return end
@@ -898,7 +932,7 @@ function http.serve(options)
     _max_body = options.max_body or MAX_BODY,
     _tick = tick, _ticks = 0,
     _request_ticks = math.ceil(request / tick), _idle_ticks = math.ceil(idle / tick),
-    _write_ticks = math.ceil(write / tick),
+    _write_ticks = math.ceil(write / tick), _farewell_ticks = math.ceil(FAREWELL / tick),
   }
   local ok, listener = pcall(net.listen, server.host, options.port or 0,
     function(conn) return accept(server, conn) end, { backlog = options.backlog })

@@ -709,7 +709,7 @@ describe('a handler', function()
     is_error(errors.ConnectionLost, failure_of(http.get(base .. '/less')))
     assert.equal(500, coop.await(http.get(base .. '/at-once')).status)
     coop.on_unhandled(previous)
-    assert.truthy(say(server, 'HEAD /at-once HTTP/1.0\r\n\r\n'):find 'content%-length: 5')
+    assert.truthy(say(server, 'HEAD /at-once HTTP/1.0\r\n\r\n'):find 'Content%-Length: 5')
   end))
 
   it('is cancelled when its client goes, before and in the midst of its answer', run(function()
@@ -747,7 +747,7 @@ describe('a handler', function()
   end))
 
   it('waits for a slow reader, who gets all in the end', run(function()
-    local sent, total, block = 0, 256, ('x'):rep(65536)
+    local sent, total, block = 0, 512, ('x'):rep(65536)
     local server = serve(function(_, response)
       for _ = 1, total do
         coop.await(response:write(block))
@@ -761,7 +761,10 @@ describe('a handler', function()
     assert.is_true(before < total)
     coop.await(coop.sleep(0.1))
     assert.equal(before, sent)
-    local _, count = coop.await(conn:read 'a'):gsub('x', '')
+    local first = coop.await(conn:read(1024 * 1024))
+    coop.await(coop.sleep(0.1))
+    assert.is_true(sent < total, 'one block was read, and all was written')
+    local _, count = (first .. coop.await(conn:read 'a')):gsub('x', '')
     assert.equal(total * #block, count)
   end))
 
@@ -836,7 +839,7 @@ describe('close', function()
       for _, conn in ipairs(conns) do conn:close() end
     end
     coop.await(coop.sleep(0.02))
-    assert.equal(before, descriptors())
+    assert.is_true(descriptors() <= before) -- some of an earlier test may have ended
   end))
 
   it('refuses misuse', run(function()
@@ -1012,11 +1015,16 @@ s.listen(0, "127.0.0.1", () => console.log(s.address().port))']]
     local made = shell(('openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost ' ..
       '-addext subjectAltName=IP:127.0.0.1 -keyout %s/key -out %s/cert')
       :format(directory, directory))
-    local port = 20000 + os.time() % 20000
-    os.execute(('cd %s && { timeout 10 openssl s_server -www -accept 127.0.0.1:%d ' ..
-      '-key key -cert cert >/dev/null 2>&1 </dev/null & }'):format(directory, port))
+    os.execute(('cd %s && { timeout 20 openssl s_server -www -accept 127.0.0.1:0 ' ..
+      '-key key -cert cert >out 2>&1 </dev/null & }'):format(directory))
+    local port
+    eventually(function()
+      local file = io.open(directory .. '/out')
+      port = file and file:read 'a':match 'ACCEPT [^\n]-:(%d+)\n'
+      if file then file:close() end
+      return port
+    end)
     local url = ('https://127.0.0.1:%d/'):format(port)
-    eventually(function() return not errors.ConnectionRefused:is(failure_of(http.get(url))) end)
     is_error(http.Error, failure_of(http.get(url)), 'certificate')
     assert.equal(200, coop.await(http.get(url, { verify = false })).status, made)
     assert.equal(200, coop.await(http.get(url, { ca_file = directory .. '/cert' })).status)
