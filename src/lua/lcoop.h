@@ -149,6 +149,7 @@ typedef struct coop_context {
     const void *stage;   /* the metatable of stages */
   } flow;
   unsigned closing;    /* bodies being closed, on the C stack */
+  bool collecting;     /* a fiber's finaliser runs */
   bool closed;
   bool turning;        /* in a turn of the loop: it is armed at its end */
   bool running_loop;   /* reactor.running */
@@ -598,6 +599,8 @@ static inline bool coop__isstage(lua_State *L, int idx) {
   lua_pop(L, 1);
   return is;
 }
+/* stage(), which can be waited in. */
+int coop__flow_pull(lua_State *L);
 /* Ends coroutine.yield(stage), outside of the body of a stage: when that is ready
    the turn is given up. */
 int coop__flow_yield(lua_State *L);

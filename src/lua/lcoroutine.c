@@ -289,15 +289,22 @@ static void pushreturned(lua_State *L, body *b, int nres) {
   lua_xmove(b->co, L, 1);
 }
 
+/* Is the collector closing it? Its closers may fire what it waits on, or cancel
+   it. */
+static bool isdying(const body *b) {
+  lua_Debug ar;
+  return lua_status(b->co) == LUA_OK && lua_getstack(b->co, 0, &ar);
+}
+
 void coop__body_resume(lua_State *L, int cur) {
   body *b = lua_touserdata(L, cur);
   int nres, top = lua_gettop(L);
-  if (b->state == BODY_CLOSES) {
-    close_body(L, cur, b);
+  if (isdying(b)) {
+    b->state = BODY_ENDED;
     return;
   }
-  if (b->state != BODY_START && lua_status(b->co) != LUA_YIELD) {
-    b->state = BODY_ENDED; /* collected: its closers fire what it waits on */
+  if (b->state == BODY_CLOSES) {
+    close_body(L, cur, b);
     return;
   }
   coop_context *ctx = getctx(L);

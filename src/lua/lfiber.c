@@ -50,8 +50,10 @@ static const char *boundary(lua_State *L) {
   lua_Debug ar;
   luaL_checkstack(L, 12, "wait");
   for (int level = 1; lua_getstack(L, level, &ar); level++) {
-    lua_getinfo(L, "S", &ar);
-    if (*ar.what != 'C') continue;
+    lua_getinfo(L, "Sf", &ar);
+    bool open = *ar.what != 'C' || lua_tocfunction(L, -1) == coop__flow_pull;
+    lua_pop(L, 1);
+    if (open) continue;
     const char *name = function_name(L, &ar);
     if (strcmp(name, "pcall") && strcmp(name, "xpcall")) return name;
   }
@@ -526,10 +528,17 @@ fiber *coop__fiber_new(lua_State *L, int nargs) {
   return f;
 }
 
+/* Is it a finaliser that runs? Then lua_gc refuses everything. (The versions
+   before 5.4.4 do not; of coop's own finalisers the context knows.) */
+static bool iscollecting(lua_State *L) {
+  return getctx(L)->collecting || lua_gc(L, LUA_GCISRUNNING) < 0;
+}
+
 void coop__fiber_give(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
   fiber *f = lua_touserdata(L, idx);
   coop__link_remove(&f->link);
+  if (iscollecting(L)) return; /* its own finaliser may be yet to come */
   if (f->spent || !f->co || ctx->closed || ctx->pooled >= POOL_MAX) return;
   if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
   idx = lua_absindex(L, idx);
@@ -617,7 +626,10 @@ static int fiber__gc(lua_State *L) {
   lua_getiuservalue(L, 1, FIBER_THREAD);
   lua_settop(L, 2);
   f->co = co;
+  bool outer = f->ctx->collecting;
+  f->ctx->collecting = true;
   bool ok = coop__fiber_close(L, 1);
+  f->ctx->collecting = outer;
   f->co = NULL;
   if (!ok) coop__reporterror(L);
   return 0;

@@ -21,7 +21,7 @@ enum { DEPTH_MAX = 12 };
    so. */
 enum { STAGE_BODY = 1 };
 
-/* upvalues of pull */
+/* upvalues of coop__flow_pull */
 enum {
   PULL_SLOWLY = 2, /* the function in Lua for whatever is not plain */
   PULL_MARK        /* what a body yields before the stage it pulls from */
@@ -157,7 +157,7 @@ static bool issimple(lua_State *L, const coop_context *ctx, const generator *g) 
 }
 
 /* stage(): its next value; nil at the end. */
-static int pull(lua_State *L) {
+int coop__flow_pull(lua_State *L) {
   coop_context *ctx = getctx(L);
   int nres;
   lua_settop(L, 1);
@@ -187,12 +187,12 @@ static int pull(lua_State *L) {
   return coop__pump_on(L, co, status, nres, RESUME_PULL);
 }
 
-/* flow.puller(slowly, mark): pull, as the metamethod of a class. */
+/* flow.puller(slowly, mark): that, as the metamethod of a class. */
 static int puller(lua_State *L) {
   lua_settop(L, 2);
   lua_pushvalue(L, CTX);
   lua_insert(L, 1);
-  lua_pushcclosure(L, pull, 3);
+  lua_pushcclosure(L, coop__flow_pull, 3);
   return 1;
 }
 

@@ -359,6 +359,47 @@ describe('what is collected', function()
     assert.same({ 'fired', 'spawned' }, log)
   end)
 
+  it('may fire what it waits on in its cleanup, and cancel itself', function()
+    local closed = 0
+    for _, act in ipairs {
+      function(_, d) d:callback() end,
+      function(_, d) d:errback 'oops' end,
+      function(c) c:cancel() end,
+    } do
+      assert.same({}, helper.unhandled(function()
+        local d = coop.Deferred()
+        local c
+        c = spawn(function()
+          local _ <close> = closer(function()
+            closed = closed + 1
+            act(c, d)
+          end)
+          await(d)
+        end)
+      end))
+    end
+    assert.equal(3, closed)
+  end)
+
+  it('may close in its cleanup what is collected with it', function()
+    local closed = 0
+    local function abandon()
+      local generator = coop.generator(function()
+        local _ <close> = closer(function() closed = closed + 1 end)
+        coop.yield(1)
+      end)()
+      generator:next()
+      spawn(function()
+        local _ <close> = generator
+        await(coop.Deferred())
+      end)
+    end
+    for _ = 1, 100 do abandon() end
+    collect()
+    assert.equal(100, closed)
+    for i = 1, 300 do assert.equal(i, value_of(spawn(function() return i end))) end
+  end)
+
   it('may be collected while bodies run', function()
     local closed = 0
     local function abandoned()
