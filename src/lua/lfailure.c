@@ -236,9 +236,10 @@ static void pushtraceback(lua_State *L, int idx) {
     if (i > STACKS_SHOWN && i < n - STACKS_SHOWN) continue;
     if (i == STACKS_SHOWN && n > 2 * STACKS_SHOWN + 1)
       luaL_addstring(&b, "\n\t...");
-    if (i < n) luaL_addstring(&b, "\n\t(awaited by)");
     lua_rawgeti(L, list, i);
     lua_replace(L, message + 1);
+    if (i < n && lua_rawlen(L, message + 1) == 0) continue; /* all coop's own */
+    if (i < n) luaL_addstring(&b, "\n\t(awaited by)");
     add_frames(L, &b, message + 1);
   }
   if (n == 0) luaL_addstring(&b, "\n\t(no frames)");
