@@ -351,7 +351,7 @@ function M.Chain(...)
   return derive('Chain', sources, chain, sources)
 end
 
--- One source ----------------------------------------------------------------------------------------
+-- One source --------------------------------------------------------------------------------------
 
 local filter = coop.generator(function(source, f)
   for value in source do
@@ -667,8 +667,8 @@ end
 local new_block = core.class('Block', Block, { __call = Block.next, __close = Block.close })
 
 --- An iterator over a stage, for programs without a loop: `for v in flow.Block(stage) do`. The
---- process sleeps for each Cooperate; where the stage waits for anything else, Unsupported is raised,
---- and the stage left as it is. A generic for that is left early closes the stage.
+--- process sleeps for each Cooperate. Where the stage waits for anything else, Unsupported is
+--- raised, and the stage left as it is. A generic for that is left early closes the stage.
 ---@param stage any or what can be wrapped
 ---@param ... any trap items
 ---@return coop.Block
@@ -688,8 +688,8 @@ local gather = coop.generator(function(stage, results)
   end
 end)
 
---- Runs a stage to its end, as a task of the global Cooperator: each value is a step. Fires with the
---- list of the values. The failure of one that fails has those that came before as `partial`.
+--- Runs a stage to its end, as a task of the global Cooperator: each value is a step. Fires with
+--- the list of the values. The failure of one that fails has those that came before as `partial`.
 --- Cancelling it closes the stage.
 ---@param stage any or what can be wrapped
 ---@param ... any trap items

@@ -275,8 +275,9 @@ end
 
 -- Pulls -------------------------------------------------------------------------------------------
 
-local function ring(_, bell)
-  if not bell.called then bell:callback() end
+local function ring(_, waiter)
+  local bell = waiter.bell
+  if bell and not bell.called then bell:callback() end
 end
 
 -- Who waits in a coroutine may be cancelled: what nobody else wants is closed with him.
@@ -284,6 +285,7 @@ local leave = {
   __close = function(waiter)
     local self = waiter.stage
     self._waiters = self._waiters - 1
+    waiter.bell = nil
     if waiter.done or self._users > 0 or self._waiters > 0 then return end
     local failure = close(self)
     if failure then failure:raise() end
@@ -292,11 +294,10 @@ local leave = {
 
 --- Awaits what the stage waits for.
 local function await(self, wait)
-  local bell = coop.Deferred()
   self._waiters = self._waiters + 1
-  local waiter <close> = setmetatable({ stage = self }, leave)
-  observe(wait, ring, bell)
-  coop.await(bell)
+  local waiter <close> = setmetatable({ stage = self, bell = coop.Deferred() }, leave)
+  observe(wait, ring, waiter)
+  coop.await(waiter.bell)
   waiter.done = true
 end
 
@@ -344,9 +345,9 @@ end
 local function task_next(self)
   local value, wait = poll(self)
   if wait then
-    local bell = coop.Deferred()
-    observe(wait, ring, bell)
-    return bell
+    local waiter = { bell = coop.Deferred() }
+    observe(wait, ring, waiter)
+    return waiter.bell
   end
   if value == nil and self._failure then raise_failure(self) end
   return value
