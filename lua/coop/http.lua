@@ -360,7 +360,9 @@ local query_meta = { __tostring = function(query) return rawget(query, 1) or '' 
 
 -- The parameters of "a=1&b=2"; of one given repeatedly the last. The text itself is at 1.
 local function parse_query(text)
-  local query = setmetatable({ text ~= '' and text or nil }, query_meta)
+  local query = setmetatable({}, query_meta)
+  if text == '' then return query end
+  query[1] = text
   for part in text:gmatch '[^&]+' do
     local name, value = part:match '^([^=]*)=(.*)$'
     name, value = name or part, value or ''
@@ -380,12 +382,14 @@ end
 ---@field version string "1.1" or "1.0"
 ---@field peer string address and port of the client
 local function make_request(peer, method, target, minor, headers, body)
-  local from = target:match '^%a[%w+.-]*://[^/?]*()'
-  local path, text = (from and target:sub(from) or target):match '^([^?]*)%??(.*)$'
-  if from and path == '' then path = '/' end
+  local path, text = target, ''
+  if not target:find '^/[^?%%]*$' then -- what it mostly is
+    local from = target:match '^%a[%w+.-]*://[^/?]*()'
+    path, text = (from and target:sub(from) or target):match '^([^?]*)%??(.*)$'
+    path = from and path == '' and '/' or unescape(path)
+  end
   return {
-    method = method, path = path:find('%', 1, true) and unescape(path) or path,
-    query = parse_query(text), target = target,
+    method = method, path = path, query = parse_query(text), target = target,
     headers = setmetatable(headers, any_case), body = body,
     version = minor == 0 and '1.0' or '1.1', peer = peer,
   }
@@ -425,8 +429,15 @@ local function date()
   return date_line
 end
 
+local status_lines = {} -- by status, made when first used
+
 local function status_line(status)
-  return ('HTTP/1.1 %d %s\r\n'):format(status, REASONS[status] or 'Unknown')
+  local line = status_lines[status]
+  if not line then
+    line = ('HTTP/1.1 %d %s\r\n'):format(status, REASONS[status] or 'Unknown')
+    status_lines[status] = line
+  end
+  return line
 end
 
 local function nothing() end
@@ -492,9 +503,9 @@ local function add_headers(self, lines)
       problem = framing(said, value)
       if problem then return nil, problem end
     elseif type(value) == 'table' then
-      for _, v in ipairs(value) do lines[#lines + 1] = ('%s: %s\r\n'):format(name, v) end
+      for _, v in ipairs(value) do lines[#lines + 1] = name .. ': ' .. v .. '\r\n' end
     else
-      lines[#lines + 1] = ('%s: %s\r\n'):format(name, value)
+      lines[#lines + 1] = name .. ': ' .. value .. '\r\n'
     end
   end
   return said
@@ -510,7 +521,7 @@ end
 -- lines of the head.
 local function frame(self, lines, length)
   if length and self.status ~= 204 then
-    lines[#lines + 1] = ('Content-Length: %d\r\n'):format(length)
+    lines[#lines + 1] = 'Content-Length: ' .. length .. '\r\n'
   elseif self._bodyless or length then
     self._chunked = false
   elseif self._minor == 1 then
@@ -563,13 +574,17 @@ local function framed(self, s)
   return self._chunked and ('%x\r\n%s\r\n'):format(#s, s) or s
 end
 
+-- What was kept back: mostly one piece.
+local function take_kept(self)
+  local kept = self._kept
+  self._kept, self._size = nil, 0
+  return type(kept) == 'table' and table.concat(kept) or kept or ''
+end
+
 -- Sends what was kept back and `s`. The Deferred of that; or nil and what is wrong.
 local function push(self, s)
-  local head, kept = '', self._kept
-  if kept then
-    s = table.concat(kept) .. s
-    self._kept, self._size = nil, 0
-  end
+  local head = ''
+  if self._kept then s = take_kept(self) .. s end
   if not self._sent then
     local made, problem = make_head(self, nil)
     if not made then return nil, problem end
@@ -594,9 +609,15 @@ end
 -- Keeps the first bytes of a body back, so that they may go together with the head, or be all of
 -- it: until the next turn, or, of a handler that has not waited yet, until it does.
 local function keep_back(self, s, size)
-  local kept = self._kept or {}
-  kept[#kept + 1] = s
-  self._kept, self._size = kept, size
+  local kept = self._kept
+  if not kept then
+    self._kept = s
+  elseif type(kept) == 'string' then
+    self._kept = { kept, s }
+  else
+    kept[#kept + 1] = s
+  end
+  self._size = size
   if not self._at_once and not self._flush then self._flush = coop.call_later(0, flush, self) end
 end
 
@@ -634,7 +655,7 @@ local function finish(self)
     end
     return
   end
-  local body = self._kept and table.concat(self._kept) or ''
+  local body = take_kept(self)
   local head, problem = make_head(self, #body)
   if not head then return problem end
   send(self._session, self._bodyless and head or head .. body)
@@ -658,9 +679,9 @@ end
 
 -- Waits for bytes; nil when there are no more.
 local function next_bytes(session)
-  local ahead = session.ahead or session.conn:read()
+  local ahead, ok, data = session.ahead
   session.ahead = nil
-  local ok, data = pcall(coop.await, ahead)
+  if ahead then ok, data = pcall(coop.await, ahead) else ok, data = pcall(session.conn) end
   return ok and data or nil
 end
 
