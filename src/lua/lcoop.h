@@ -402,6 +402,11 @@ void coop__unpause(lua_State *L, int idx);
 
 /* --- the list of handlers (lhandlers.c) ----------------------------------------- */
 
+/* Gives the value on top to the one body that waits on the Deferred at 'idx', which
+   no script has: it has not fired then, and may be waited on again. False, and
+   nothing is done, when that is not all there is to it. [-(0|1), +0, m] */
+bool coop__hand(lua_State *L, int idx);
+
 /* Puts a handler at the end. Pops its value. [-1, +0, m] */
 void coop__append(lua_State *L, int idx, handler_kind k);
 

@@ -463,6 +463,35 @@ void coop__run(lua_State *L, int idx) {
   else coop__run_now(L, idx);
 }
 
+/* The body that waits on the Deferred at 'idx', which nobody else has to do with,
+   and that can be resumed: pushes it. */
+static body *pushready(lua_State *L, int idx, const deferred *d) {
+  if (d->flags || d->pauses || d->waiters != 1 || d->count - d->first != 1 ||
+      !coop__pushwaiter(L, idx, d, false))
+    return NULL;
+  deferred *w = todeferred(L, -1);
+  body *b = w && !(w->flags & D_BUSY) && w->pauses == 0 ? tobody(w) : NULL;
+  if (b && b->state == BODY_WAITS && !b->cancelled) return b;
+  lua_pop(L, 1);
+  return NULL;
+}
+
+bool coop__hand(lua_State *L, int idx) {
+  deferred *d = lua_touserdata(L, idx);
+  body *b = getctx(L)->depth < MAX_DEPTH ? pushready(L, idx, d) : NULL;
+  if (!b) return false;
+  coop__take(L, idx, d);
+  lua_pop(L, 1);
+  d->waiters = 0;
+  b->cascaded = 0;
+  b->state = tofailure(L, -2) ? BODY_ERROR : BODY_VALUE;
+  lua_insert(L, -2);
+  lua_setiuservalue(L, -2, BODY_WAIT);
+  coop__run_now(L, lua_gettop(L));
+  lua_pop(L, 1);
+  return true;
+}
+
 /* --- firing ------------------------------------------------------------------------ */
 
 /* May the Deferred still be fired? Raises, or says no to one late fire of a

@@ -763,24 +763,27 @@ describe('a process with sockets', function()
       end)
 
       it('is closed in good order with everything in flight', function()
-        local r = run [[
-          local server = net.listen('127.0.0.1', 0, function() coop.await(coop.sleep(60)) end)
-          local path = os.tmpname()
-          os.remove(path)
-          net.listen('unix:' .. path, nil, print)
-          local conn = coop.await(net.connect('127.0.0.1', server.port))
-          for _ = 1, 50 do conn:write(('x'):rep(1024 * 1024)) end
-          conn:write('more')
-          conn:read()
-          local other = coop.await(net.connect('127.0.0.1', server.port))
-          other:write('a') other:write('b') other:write('c')
-          net.connect('127.0.0.1', server.port)
-          net.connect('localhost', server.port)
-          net.connect('unix:' .. path)
-          local closing = coop.await(net.connect('127.0.0.1', server.port))
-          for _ = 1, 50 do closing:write(('x'):rep(1024 * 1024)) end
-          closing:close()
-          io.stdout:write(path)
+        local r = execute [[
+          local coop, net = require 'coop', require 'coop.net'
+          coop.run(function()
+            local server = net.listen('127.0.0.1', 0, function() coop.await(coop.sleep(60)) end)
+            local path = os.tmpname()
+            os.remove(path)
+            net.listen('unix:' .. path, nil, print)
+            local conn = coop.await(net.connect('127.0.0.1', server.port))
+            for _ = 1, 50 do conn:write(('x'):rep(1024 * 1024)) end
+            conn:write('more')
+            conn:read()
+            local other = coop.await(net.connect('127.0.0.1', server.port))
+            other:write('a') other:write('b') other:write('c')
+            net.connect('127.0.0.1', server.port)
+            net.connect('localhost', server.port)
+            net.connect('unix:' .. path)
+            local closing = coop.await(net.connect('127.0.0.1', server.port))
+            for _ = 1, 50 do closing:write(('x'):rep(1024 * 1024)) end
+            closing:close()
+            io.stdout:write(path)
+          end)
           os.exit(7, true)
         ]]
         assert.same({ '', 7 }, { r.err, r.status })
@@ -1023,6 +1026,7 @@ describe('luv beside coop', function()
   end))
 
   it('cannot run the loop within itself, nor walk what is not its own', waiting(function()
+    pass(0)
     misuse(function() uv.run() end, 'luv.run')
     helper.raises(errors.Unsupported, function() uv.walk(print) end, 'luv.walk')
   end))
