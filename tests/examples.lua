@@ -22,6 +22,7 @@ local examples = {
   { name = 'requests', interleaved = true },
   { name = 'echo', interleaved = true },
   { name = 'threaded', interleaved = true },
+  { name = 'query' },
   { name = 'download' },
   { name = 'web_resource' },
 }

@@ -359,11 +359,23 @@ static int stream_when_done(lua_State *L) {
 /* core.threads.done(stream): it does not. */
 static int threads_done(lua_State *L) { return when_done(L, check(L, "done")); }
 
+/* The producer is about to end: who waits for that may count on it. */
+static void await_end(lua_State *L, stream *s) {
+  if (s->done || s->awaited || getctx(L)->closed) return;
+  pushctx(L, CTX_HOLDS);
+  if (lua_rawgetp(L, -1, &s->done) != LUA_TNIL) {
+    s->awaited = true;
+    coop__loop_hold(&getctx(L)->loop);
+  }
+  lua_pop(L, 2);
+}
+
 /* stream:close() */
 static int stream_close(lua_State *L) {
   stream *s = check(L, "close");
   lua_settop(L, 1);
   coop__stream_stop(s);
+  await_end(L, s);
   s->over = true;
   s->left = 0;
   s->failed = false;
@@ -382,6 +394,7 @@ static int stream__gc(lua_State *L) {
   stream_object *o = tokind(L, 1, KIND_STREAM);
   if (!o || !o->s) return 0;
   coop__stream_stop(o->s);
+  await_end(L, o->s);
   coop__stream_release(o->s);
   o->s = NULL;
   return 0;

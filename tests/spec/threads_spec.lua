@@ -697,10 +697,11 @@ child.each(function(name, execute)
   describe('a process of ' .. name .. ' with threads', function()
     local head = "local coop, threads = require 'coop', require 'coop.threads'\n"
 
-    -- What the script does, inside coop.run; how long that takes, in seconds.
-    local function written(text)
+    -- What the script does, inside coop.run, and then outside; how long that takes, in seconds.
+    local function written(text, behind)
       local from = coop.seconds()
-      local result = execute(head .. 'coop.run(function()\n' .. text .. '\nend)')
+      local inside = 'coop.run(function()\n' .. text .. '\nend)\n'
+      local result = execute(head .. inside .. (behind or ''))
       return result, coop.seconds() - from
     end
 
@@ -722,7 +723,7 @@ child.each(function(name, execute)
     end)
 
     it('stops what still runs at the end', function()
-      local result, seconds = written [[
+      local result, seconds = written([[
         for _, f in ipairs {
           function() while true do end end,
           function() while true do pcall(error) end end,
@@ -737,32 +738,29 @@ child.each(function(name, execute)
         end
         threads.stream(function() while true do coroutine.yield(1) end end)
         coop.await(coop.sleep(0.05))
-        os.exit(3, true)
-      ]]
+      ]], 'os.exit(3, true)')
       assert.same({ out = '', err = '', status = 3 }, result)
       assert.is_true(seconds < 4, seconds .. ' s')
     end)
 
     it('leaves one behind that is stuck outside Lua, and says so', function()
-      local result, seconds = written [[
+      local result, seconds = written([[
         threads.call(os.execute, 'exec sleep 20 >/dev/null 2>&1')
-        coop.await(coop.sleep(0.05))
-        os.exit(0, true)
-      ]]
+        coop.await(coop.sleep(0.5))
+      ]], 'os.exit(0, true)')
       assert.equal(0, result.status)
       assert.truthy(result.err:find('left behind: 1 thread', 1, true), result.err)
       assert.is_true(seconds > 4 and seconds < 15, seconds .. ' s')
     end)
 
     it('gives every waiter an outcome when it ends', function()
-      local result = written [[
+      local result = written([[
         local pool = threads.Pool(1)
         local function tell(outcome) print(coop.type(outcome), tostring(outcome.value)) end
         pool:call(function() while true do end end):add_both(tell)
         pool:call(print):add_both(tell)
         coop.await(coop.sleep(0.05))
-        os.exit(0, true)
-      ]]
+      ]], 'os.exit(0, true)')
       assert.equal(0, result.status)
       local list = {}
       for line in result.out:gmatch '[^\n]+' do list[#list + 1] = line end
