@@ -1,4 +1,4 @@
--- The ids of all scenarios; those of flow are in a list of their own.
+-- The ids of all scenarios, those of flows in a list of their own.
 return {
   'DEF-04', 'DEF-05', 'DEF-06', 'DEF-07', 'DEF-08', 'DEF-09', 'DEF-10', 'DEF-11', 'DEF-12',
   'DEF-15', 'DEF-16', 'DEF-18', 'DEF-19', 'DEF-21', 'DEF-22', 'DEF-23', 'DEF-24', 'DEF-25',
