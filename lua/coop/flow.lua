@@ -679,15 +679,6 @@ function M.Block(stage, ...)
   return self, nil, nil, self
 end
 
-local gather = coop.generator(function(stage, results)
-  local n = 0
-  for value in stage do
-    n = n + 1
-    results[n] = value
-    yield()
-  end
-end)
-
 --- Runs a stage to its end, as a task of the global Cooperator: each value is a step. Fires with
 --- the list of the values. The failure of one that fails has those that came before as `partial`.
 --- Cancelling it closes the stage.
@@ -711,7 +702,7 @@ function M.Deferred(stage, ...)
     fail(failure or coop.Failure(coop.errors.CancelledError()))
     task:stop()
   end)
-  task = coop.cooperate(gather(source, results))
+  task = coop.cooperate(stages.gather(source, results))
   task:when_done():add_callbacks(function()
     if not done.called then done:callback(results) end
   end, function(failure)

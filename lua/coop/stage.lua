@@ -13,7 +13,7 @@ local coop, core = ...
 if core.stage then return core.stage end
 
 local flow = core.flow
-local step, inside, blocking = flow.step, flow.inside, flow.blocking
+local step, inside, mode, over = flow.step, flow.inside, flow.mode, flow.over
 local observe, close_iterator = core.observe, core.close_iterator
 local yield = coroutine.yield
 
@@ -38,6 +38,7 @@ local yield = coroutine.yield
 ---@field _value any the value that is ready
 ---@field _over boolean? no more are made
 ---@field _failure coop.Failure? the error that ended it, until somebody is told
+---@field _turn coop.Deferred? to be fired when the task that it is the iterator of goes on
 local Stage = {}
 
 -- What a body yields before the stage that it pulls from, when it has to wait for that.
@@ -46,8 +47,14 @@ local PULL = {}
 -- The stage of each body, by its thread's address.
 local owners = setmetatable({}, { __mode = 'v' })
 
+-- For whom stages are polled, see lflow.c.
+local BLOCKING, SLICED = 1, 2
+
 -- The clock of the Block that polls, when one does.
 local block_clock
+
+-- What the stages of a task wait for that is to give a turn up. It fires when the next one comes.
+local turn
 
 local M = { owners = owners }
 
@@ -126,7 +133,7 @@ end
 local function follow(_, d) return d end
 
 local function clock()
-  if blocking() then return block_clock end
+  if mode() == BLOCKING then return block_clock end
   return M.clock()
 end
 
@@ -257,6 +264,10 @@ function poll(self, what, a, b)
   self[1] = false
   repeat
     if not what then
+      if over() then
+        turn = turn or coop.Deferred()
+        return nil, turn
+      end
       local wait = get_input(self)
       if wait then return nil, wait end
       if not self._key then begin(self) end
@@ -341,16 +352,56 @@ local function ready(self)
   if value ~= nil then self._value, self[1] = value, false end
 end
 
+--- Polls for a task, for no longer than a step should take. A value; or nil and what it has to wait
+--- for; or nil, nil and a Deferred to be fired when the task, which is to give a turn up, goes on.
+local function poll_sliced(self)
+  local value, what, a, b = flow.try(self)
+  if value ~= nil then return value end
+  local outer, was = turn, mode(SLICED)
+  turn = nil
+  local ok, got, wait = pcall(poll, self, what, a, b)
+  mode(was)
+  local next_turn = turn
+  turn = outer
+  if not ok then error(got, 0) end
+  if got ~= nil then return got end
+  if next_turn then return nil, nil, next_turn end
+  if not wait and self._failure then raise_failure(self) end
+  return nil, wait
+end
+
+--- The values of the stage for a task: a generator that puts them into `results`, each a step.
+M.gather = coop.generator(function(self, results)
+  local n = 0
+  repeat
+    local value, wait, next_turn = poll_sliced(self)
+    if value ~= nil then
+      n = n + 1
+      results[n] = value
+      yield()
+    elseif wait then
+      await(self, wait)
+    elseif next_turn then
+      yield()
+      next_turn:callback()
+    end
+  until value == nil and not wait and not next_turn
+end)
+
 --- For a task whose iterator is the stage: a value, or a Deferred to wait for first.
 local function task_next(self)
-  local value, wait = poll(self)
-  if wait then
-    local waiter = { bell = coop.Deferred() }
-    observe(wait, ring, waiter)
-    return waiter.bell
+  local next_turn = self._turn
+  if next_turn then
+    self._turn = nil
+    next_turn:callback()
   end
-  if value == nil and self._failure then raise_failure(self) end
-  return value
+  local value, wait
+  value, wait, self._turn = poll_sliced(self)
+  if self._turn then return coop.succeed() end
+  if not wait then return value end
+  local waiter = { bell = coop.Deferred() }
+  observe(wait, ring, waiter)
+  return waiter.bell
 end
 
 -- The class ---------------------------------------------------------------------------------------
@@ -422,11 +473,11 @@ end)
 
 --- Polls for a Block, whose clock this is.
 function M.poll_blocking(self, block)
-  local outer, was = block_clock, blocking(true)
+  local outer, was = block_clock, mode(BLOCKING)
   block_clock = block
   local ok, value, wait = pcall(poll, self)
   block_clock = outer
-  blocking(was)
+  mode(was)
   if not ok then error(value, 0) end
   return value, wait
 end

@@ -119,6 +119,14 @@ typedef enum signal_kind {
   SIGNAL_DIED      /* no yield: the fiber's function failed with the value on top */
 } signal_kind;
 
+/* For whom stages are polled. */
+typedef enum flow_mode {
+  FLOW_PLAIN,
+  FLOW_BLOCKING, /* a Block, which keeps the time itself */
+  FLOW_SLICED,   /* a task, whose step is not to take long */
+  FLOW_OVER      /* a task whose step has taken long: whoever pulls waits a turn */
+} flow_mode;
+
 typedef struct fiber fiber;
 
 typedef struct coop_context {
@@ -145,7 +153,8 @@ typedef struct coop_context {
   struct {               /* of coop.flow (lflow.c) */
     lua_State *co;       /* the body of a stage that is stepped, the innermost */
     int depth;           /* how many of them are, in one another */
-    bool blocking;       /* for a Block, which keeps the time itself */
+    uint8_t mode;        /* for whom: a flow_mode */
+    uint64_t since;      /* cycles when the step of a task began */
     const void *stage;   /* the metatable of stages */
   } flow;
   unsigned closing;    /* bodies being closed, on the C stack */
@@ -568,6 +577,7 @@ typedef enum generator_state {
 typedef struct generator {
   object object;
   lua_State *co;    /* once started */
+  coop_context *ctx;
   const void *user; /* of a stage: the body that pulled from it last */
   int nargs;
   uint8_t state;

@@ -309,14 +309,14 @@ void coop__body_resume(lua_State *L, int cur) {
   }
   coop_context *ctx = getctx(L);
   bool calling = ctx->calling;
-  bool blocking = ctx->flow.blocking;
+  uint8_t mode = ctx->flow.mode;
   ctx->calling = false; /* what it calls shall have run when it returns */
-  ctx->flow.blocking = false;
+  ctx->flow.mode = FLOW_PLAIN;
   int n = pushinput(L, cur, b);
   b->state = BODY_RUNS;
   int status = coop__resume(L, b->co, n, &nres);
   ctx->calling = calling;
-  ctx->flow.blocking = blocking;
+  ctx->flow.mode = mode;
   if (status == LUA_YIELD) {
     on_yield(L, cur, b, nres);
   } else if (status == LUA_OK) {

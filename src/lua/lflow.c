@@ -17,6 +17,9 @@
    no end to the depth. */
 enum { DEPTH_MAX = 12 };
 
+/* How long a step of a task may take, in cycles: less than a millisecond. */
+enum { STEP_MAX = 20 * GLANCE };
+
 /* The element of a stage that is its Generator, as long as that can be stepped just
    so. */
 enum { STAGE_BODY = 1 };
@@ -142,37 +145,50 @@ int coop__flow_outcome(lua_State *L, lua_State *co, int status, int nres,
 
 /* --- pulling --------------------------------------------------------------------- */
 
-static int pull_slowly(lua_State *L) {
-  lua_pushvalue(L, upvalue(PULL_SLOWLY));
-  lua_pushvalue(L, 1);
-  lua_callk(L, 1, 1, 0, pulled);
-  return 1;
-}
-
 /* Can the body be stepped just so by L? Whoever pulls for the first time is noted
    first, if it is the body of a stage. */
-static bool issimple(lua_State *L, const coop_context *ctx, const generator *g) {
+static inline bool issimple(lua_State *L, const generator *g) {
   return g && kindof(&g->object) == KIND_GENERATOR && g->state == GENERATOR_READY &&
-         (L != ctx->flow.co || g->user == L) && lua_status(g->co) == LUA_YIELD;
+         (L != g->ctx->flow.co || g->user == L) && lua_status(g->co) == LUA_YIELD;
 }
 
-/* stage(): its next value; nil at the end. */
-int coop__flow_pull(lua_State *L) {
-  coop_context *ctx = getctx(L);
-  int nres;
+/* Has the step of a task taken long enough? */
+static bool isover(coop_context *ctx) {
+  if (ctx->flow.mode == FLOW_SLICED &&
+      coop__cycles() - ctx->flow.since > STEP_MAX) ctx->flow.mode = FLOW_OVER;
+  return ctx->flow.mode == FLOW_OVER;
+}
+
+/* Is the body that pulls to be left, and go on later? */
+static inline bool isleft(lua_State *L, coop_context *ctx) {
+  return L == ctx->flow.co &&
+         (ctx->flow.depth >= DEPTH_MAX ||
+          (ctx->flow.mode >= FLOW_SLICED && isover(ctx))) &&
+         lua_isyieldable(L);
+}
+
+/* Pulls from the stage at 1 where that is more than a plain step. */
+static int pull_otherwise(lua_State *L) {
   lua_settop(L, 1);
-  if (ctx->flow.depth >= DEPTH_MAX && L == ctx->flow.co && lua_isyieldable(L)) {
+  if (isleft(L, getctx(L))) {
     lua_pushvalue(L, upvalue(PULL_MARK));
     lua_insert(L, 1);
     return coop__signal(L, SIGNAL_NONE, 2, 1);
   }
+  lua_pushvalue(L, upvalue(PULL_SLOWLY));
+  lua_insert(L, 1);
+  lua_callk(L, 1, 1, 0, pulled);
+  return 1;
+}
+
+/* stage(): its next value; nil at the end. */
+int coop__flow_pull(lua_State *L) {
   lua_rawgeti(L, 1, STAGE_BODY);
-  generator *g = (generator *)(void *)toobject(L, 2);
-  if (!issimple(L, ctx, g)) {
-    lua_settop(L, 1);
-    return pull_slowly(L);
-  }
+  generator *g = (generator *)(void *)toobject(L, -1);
+  if (!issimple(L, g) || isleft(L, g->ctx)) return pull_otherwise(L);
+  coop_context *ctx = g->ctx;
   lua_State *co = g->co;
+  int nres;
   g->state = GENERATOR_RUNS;
   int status = resume(ctx, L, co, 0, &nres);
   if (status == LUA_YIELD && nres == 1 && ctx->signal == SIGNAL_NONE) {
@@ -184,6 +200,7 @@ int coop__flow_pull(lua_State *L) {
     }
   }
   lua_insert(L, 1); /* the Generator; the stage is at 2 */
+  lua_settop(L, 2);
   return coop__pump_on(L, co, status, nres, RESUME_PULL);
 }
 
@@ -259,6 +276,25 @@ static int step(lua_State *L) {
   return coop__pump(L, co, nargs, RESUME_STEP);
 }
 
+/* flow.try(stage): a plain step of its body for a task; the results are those of
+   step, or none when there is more to it. */
+static int try_step(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  int nres;
+  lua_settop(L, 1);
+  lua_rawgeti(L, 1, STAGE_BODY);
+  generator *g = (generator *)(void *)toobject(L, 2);
+  if (!issimple(L, g)) return 0;
+  lua_insert(L, 1);
+  g->state = GENERATOR_RUNS;
+  uint8_t was = ctx->flow.mode;
+  ctx->flow.mode = FLOW_SLICED;
+  ctx->flow.since = coop__cycles();
+  int status = resume(ctx, L, g->co, 0, &nres);
+  ctx->flow.mode = was;
+  return coop__pump_on(L, g->co, status, nres, RESUME_STEP);
+}
+
 /* flow.start(generator): makes its coroutine, if that is yet to be made; the
    address of the thread, nil when it has ended. */
 static int start(lua_State *L) {
@@ -326,14 +362,23 @@ static int know(lua_State *L) {
   return 0;
 }
 
-/* --- a Block's time ----------------------------------------------------------------- */
+/* --- who polls ----------------------------------------------------------------- */
 
-/* flow.blocking([on]): whether what is polled now is so for a Block; sets it. */
-static int blocking(lua_State *L) {
+/* flow.mode([mode]): for whom stages are polled; sets it. */
+static int mode(lua_State *L) {
   coop_context *ctx = getctx(L);
-  bool was = ctx->flow.blocking;
-  if (!lua_isnone(L, 1)) ctx->flow.blocking = lua_toboolean(L, 1);
-  lua_pushboolean(L, was);
+  flow_mode was = (flow_mode)ctx->flow.mode;
+  if (!lua_isnone(L, 1)) {
+    ctx->flow.mode = (uint8_t)luaL_checkinteger(L, 1);
+    if (ctx->flow.mode == FLOW_SLICED) ctx->flow.since = coop__cycles();
+  }
+  lua_pushinteger(L, was);
+  return 1;
+}
+
+/* flow.over(): must whoever is polled give a turn up? */
+static int over(lua_State *L) {
+  lua_pushboolean(L, isover(getctx(L)));
   return 1;
 }
 
@@ -357,7 +402,9 @@ static const luaL_Reg functions[] = {
   {"adopt", adopt},
   {"release", release},
   {"check_wait", check_wait},
-  {"blocking", blocking},
+  {"mode", mode},
+  {"over", over},
+  {"try", try_step},
   {"sleep", sleep_process},
   {NULL, NULL}
 };

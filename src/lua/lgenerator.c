@@ -98,6 +98,7 @@ static int generator_new(lua_State *L) {
   int nargs = lua_gettop(L);
   luaL_argcheck(L, nargs < 1000, 1000, "too many arguments");
   generator *g = coop__new(L, KIND_GENERATOR, sizeof *g, GENERATOR_BODY + nargs);
+  g->ctx = getctx(L);
   g->nargs = nargs;
   lua_insert(L, 1);
   for (int i = nargs; i > 0; i--) lua_setiuservalue(L, 1, GENERATOR_BODY + i);

@@ -1116,6 +1116,74 @@ describe('flow.Deferred', function()
     assert.is_true(ticks > 2)
   end))
 
+  -- Flows that use a value up without an end, and give none.
+  local function endless()
+    local function naturals()
+      for i = 1, math.huge do yield(i) end
+    end
+    local function none() return false end
+    local deep = wrap(naturals)
+    for _ = 1, 100 do deep = flow.Filter(nil, deep) end
+    return {
+      Filter = flow.Filter(none, naturals),
+      reduction = function()
+        local sum = 0
+        for v in wrap(naturals) do sum = sum + v end
+        yield(sum)
+      end,
+      ['explicit form'] = function()
+        local source = wrap(naturals)
+        while true do
+          yield(source)
+          source:next()
+        end
+      end,
+      Merge = flow.Merge(flow.Filter(none, naturals), flow.Filter(none, naturals)),
+      Zip = flow.Zip(flow.Filter(none, naturals), naturals),
+      Concurrent = flow.Filter(none, flow.Concurrent(naturals, naturals)),
+      ['a hundred stages'] = flow.Filter(none, deep),
+      ['inner coroutine'] = function()
+        local source = flow.Filter(none, naturals)
+        coroutine.wrap(function() source() end)()
+      end,
+    }
+  end
+
+  for name, stage in pairs(endless()) do
+    it('does not hold up the loop by what gives no values: ' .. name, run(function()
+      local ticks = 0
+      local ticker = coop.LoopingCall(function() ticks = ticks + 1 end)
+      ticker:start(0.002)
+      local d = flow.Deferred(stage)
+      await(coop.sleep(0.05))
+      d:cancel()
+      ticker:stop()
+      assert.is_true(ticks > 5, ticks)
+      helper.is_error(errors.CancelledError, (error_of(d)))
+    end))
+  end
+
+  it('takes turns with others also when it gives no values', run(function()
+    local log, last = {}, nil
+    local function spin(name)
+      return flow.Filter(function()
+        if last ~= name then log[#log + 1] = name end
+        last = name
+        return false
+      end, function()
+        for i = 1, math.huge do yield(i) end
+      end)
+    end
+    local a, b = flow.Deferred(spin 'a'), flow.Deferred(spin 'b')
+    local c = coop.accumulate(spin 'c')
+    await(coop.sleep(0.02))
+    for _, d in ipairs { a, b, c } do
+      d:cancel()
+      error_of(d)
+    end
+    assert.same({ 'a', 'b', 'c', 'a', 'b', 'c' }, { table.unpack(log, 1, 6) })
+  end))
+
   it('is not begun before the loop turns', run(function()
     local begun = false
     local d = flow.Deferred(function()
