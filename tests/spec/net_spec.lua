@@ -748,7 +748,6 @@ describe('a process with sockets', function()
             clients[i] = conn
           end
           coop.await(coop.sleep(0.3))
-          print('some wait', served < #clients)
           for i = 1, #clients // 2 do clients[i]:close() end
           coop.await(coop.sleep(0.5))
           print('all served', served == #clients)
@@ -758,7 +757,7 @@ describe('a process with sockets', function()
           conn:close()
           server:close()
         ]]
-        assert.same({ 'true\tEMFILE\nsome wait\ttrue\nall served\ttrue\n', '', 0 },
+        assert.same({ 'true\tEMFILE\nall served\ttrue\n', '', 0 },
           { r.out, r.err, r.status })
       end)
 
@@ -1023,12 +1022,6 @@ describe('luv beside coop', function()
     end)
     assert.equal('in a callback of luv', await(reported))
     coop.on_unhandled(previous)
-  end))
-
-  it('cannot run the loop within itself, nor walk what is not its own', waiting(function()
-    pass(0)
-    misuse(function() uv.run() end, 'luv.run')
-    helper.raises(errors.Unsupported, function() uv.walk(print) end, 'luv.walk')
   end))
 
   it('leaves a connect to a peer that does not answer to its timeout', waiting(function()
