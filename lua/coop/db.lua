@@ -427,15 +427,12 @@ local Rows = {}
 local fetch_batch = coop.inline_callbacks(function(self)
   local stream = coop.await(self._opening)
   if not stream then return nil end
-  if not self._names then self._names = coop.await(stream:next()) or {} end
-  local batch = coop.await(stream:batch())
-  if not batch then return nil end
-  local names = self._names
-  for i = 1, batch.n do
-    local row = batch[i]
-    for k = 1, #names do row[names[k]] = row[k] end
+  if not self._named then
+    local names = coop.await(stream:next())
+    self._named = true
+    if names then threads.name(stream, names) end
   end
-  return batch
+  return coop.await(stream:batch())
 end)
 
 --- A list of the rows that are there, `n` set; nil at the end.

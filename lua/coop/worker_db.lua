@@ -176,15 +176,31 @@ function M.close() disconnect() end
 
 -- Rows one by one ---------------------------------------------------------------------------------
 
-local function yield_rows(cursor, columns)
-  local cleanup <close> = setmetatable({ cursor }, closing_cursor)
-  local row = {}
-  while fetch(cursor, columns, row) do coroutine.yield(row) end
+-- An iterator over rows is a table: `cursor` and `columns` as they are now, `row`, whose table is
+-- used again, and `names` until they have been given.
+
+local function next_row(rows)
+  local names = rows.names
+  if names then
+    rows.names = nil
+    return names
+  end
+  return rows.cursor and fetch(rows.cursor, rows.columns, rows.row)
 end
+
+local function take_cursor(rows, config, cursor)
+  rows.cursor = cursor
+  if rows.columns == nil then
+    rows.names = cursor:getcolnames()
+    rows.columns = conversions_of(config, cursor) or false
+  end
+end
+
+local BATCH = 1000
 
 --- PostgreSQL's library would take all rows into memory: a cursor of the server's gives them in
 --- batches. False when the statement is none for a cursor.
-local function yield_batches(config, sql)
+local function open_batches(config, sql, rows)
   check(execute 'begin')
   in_transaction = true
   if not execute('declare coop_rows no scroll cursor for ' .. sql) then
@@ -192,33 +208,47 @@ local function yield_batches(config, sql)
     in_transaction = false
     return false
   end
-  local columns
-  while true do
-    local cursor = check(execute 'fetch 1000 from coop_rows')
-    if columns == nil then
-      columns = conversions_of(config, cursor) or false
-      coroutine.yield(cursor:getcolnames())
+  local left = 0
+  function rows.fetch(self)
+    if self.names then return next_row(self) end
+    while left > 0 do
+      local row = next_row(self)
+      if row then return row end
+      self.cursor:close()
+      self.cursor = nil
+      if left < BATCH then break end
+      take_cursor(self, config, check(execute(('fetch %d from coop_rows'):format(BATCH))))
+      left = self.cursor:numrows()
     end
-    local count = cursor:numrows()
-    yield_rows(cursor, columns)
-    if count < 1000 then break end
+    if in_transaction then
+      check(execute 'commit')
+      in_transaction = false
+    end
   end
-  check(execute 'commit')
-  in_transaction = false
+  take_cursor(rows, config, check(execute(('fetch %d from coop_rows'):format(BATCH))))
+  left = rows.cursor:numrows()
   return true
 end
 
-local finishing = { __close = function(self) M.clean(self[1]) end }
+local finishing = {
+  __close = function(rows)
+    if rows.cursor then pcall(rows.cursor.close, rows.cursor) end
+    M.clean(rows.config)
+  end,
+}
 
---- Yields the names of the columns, then each row; its table may be used again.
+--- Returns an iterator that gives the names of the columns, and then each row.
 function M.rows(config, sql)
   connect(config)
-  local cleanup <close> = setmetatable({ config }, finishing)
-  if config.driver == 'postgres' and yield_batches(config, sql) then return end
-  local cursor = check(execute(sql))
-  if type(cursor) ~= 'userdata' then return coroutine.yield {} end
-  coroutine.yield(cursor:getcolnames())
-  yield_rows(cursor, conversions_of(config, cursor))
+  local rows = setmetatable({ config = config, row = {}, fetch = next_row }, finishing)
+  local cleanup <close> = setmetatable({}, { __close = function(_, err)
+    if err ~= nil then finishing.__close(rows) end
+  end })
+  if config.driver ~= 'postgres' or not open_batches(config, sql, rows) then
+    local cursor = check(execute(sql))
+    if type(cursor) == 'userdata' then take_cursor(rows, config, cursor) else rows.names = {} end
+  end
+  return rows.fetch, rows, nil, rows
 end
 
 return M

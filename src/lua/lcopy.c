@@ -297,6 +297,7 @@ typedef struct reader {
   int first;      /* where the object with number 1 stands */
   uint32_t count; /* objects made */
   uint32_t done;  /* of these, how many have been filled */
+  int fields;     /* that will be added to the first */
 } reader;
 
 static void get(reader *r, void *to, size_t n) {
@@ -370,7 +371,7 @@ static bool get_value(reader *r, int *tag) {
     case T_TABLE: {
       uint32_t n;
       get(r, &n, sizeof n);
-      lua_createtable(L, n < INT32_MAX ? (int)n : 0, 0);
+      lua_createtable(L, n < INT32_MAX ? (int)n : 0, r->count ? 0 : r->fields);
       number_object(r);
       return true;
     }
@@ -403,9 +404,9 @@ static void get_contents(reader *r) {
   }
 }
 
-const char *coop__copy_in(lua_State *L, const char *data, int n) {
+static const char *copy_in(lua_State *L, const char *data, int n, int fields) {
   luaL_checkstack(L, n + 8, "copy");
-  reader r = {.L = L, .at = data};
+  reader r = {.L = L, .at = data, .fields = fields};
   lua_pushnil(L);
   r.objects = lua_gettop(L);
   int tag;
@@ -419,4 +420,12 @@ const char *coop__copy_in(lua_State *L, const char *data, int n) {
   }
   lua_remove(L, r.objects);
   return r.at;
+}
+
+const char *coop__copy_in(lua_State *L, const char *data, int n) {
+  return copy_in(L, data, n, 0);
+}
+
+const char *coop__copy_in_for(lua_State *L, const char *data, int fields) {
+  return copy_in(L, data, 1, fields);
 }

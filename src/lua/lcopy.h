@@ -30,5 +30,8 @@ bool coop__copy_out(lua_State *L, int first, int last, bytes *b, int *bad);
 /* Pushes the 'n' values of one coop__copy_out, of which 'data' is the beginning;
    returns where the next one begins. [-0, +n, m] */
 const char *coop__copy_in(lua_State *L, const char *data, int n);
+/* Pushes one value; a table gets room for 'fields' that are to be added to it.
+   [-0, +1, m] */
+const char *coop__copy_in_for(lua_State *L, const char *data, int fields);
 
 #endif

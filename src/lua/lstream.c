@@ -33,6 +33,7 @@ struct stream {
   const char *at; /* the next value in it */
   size_t left;    /* values from there on */
   bool batch;     /* what it waits for */
+  int names;      /* of what lists have: so many, in CTX_HOLDS */
   bool over;      /* close() came: what else there is is dropped */
   bool awaited;   /* somebody waits for that and holds the loop: */
   bool done;      /* the job is over, and left this: */
@@ -162,9 +163,19 @@ static bool refill(stream *s) {
   return s->left > 0;
 }
 
+/* A value that is a list gets its elements by name too, if there are names. */
 static void push_value(lua_State *L, stream *s) {
-  s->at = coop__copy_in(L, s->at, 1);
+  s->at = coop__copy_in_for(L, s->at, s->names);
   s->left--;
+  if (s->names == 0 || !lua_istable(L, -1)) return;
+  pushctx(L, CTX_HOLDS);
+  lua_rawgetp(L, -1, &s->names);
+  for (int i = 1; i <= s->names; i++) { /* stack: value, holds, names */
+    lua_rawgeti(L, -1, i);
+    lua_rawgeti(L, -4, i);
+    lua_rawset(L, -5);
+  }
+  lua_pop(L, 2);
 }
 
 /* Pushes a list of all that has been taken. */
@@ -356,6 +367,19 @@ static int stream_when_done(lua_State *L) {
   return 1;
 }
 
+/* core.threads.name(stream, names): lists that come from now on have their elements
+   by these names too. */
+static int threads_name(lua_State *L) {
+  stream *s = check(L, "name");
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  pushctx(L, CTX_HOLDS);
+  lua_pushvalue(L, 2);
+  lua_rawsetp(L, -2, &s->names);
+  s->names = (int)lua_rawlen(L, 2);
+  return 0;
+}
+
 /* core.threads.done(stream): it does not. */
 static int threads_done(lua_State *L) { return when_done(L, check(L, "done")); }
 
@@ -395,6 +419,11 @@ static int stream__gc(lua_State *L) {
   if (!o || !o->s) return 0;
   coop__stream_stop(o->s);
   await_end(L, o->s);
+  if (o->s->names > 0) {
+    pushctx(L, CTX_HOLDS);
+    lua_pushnil(L);
+    lua_rawsetp(L, -2, &o->s->names);
+  }
   coop__stream_release(o->s);
   o->s = NULL;
   return 0;
@@ -468,6 +497,7 @@ static const luaL_Reg core_functions[] = {
   {"stream", threads_stream},
   {"stream_in", threads_stream_in},
   {"done", threads_done},
+  {"name", threads_name},
   {NULL, NULL}
 };
 
