@@ -388,7 +388,10 @@ static CURLcode set_headers(lua_State *L, transfer *t) {
 static CURLcode set_options(lua_State *L, transfer *t) {
   CURLcode code = set_fixed(t);
   const char *s;
-  SET(CURLOPT_URL, field(L, "url"));
+  const char *url = field(L, "url");
+  SET(CURLOPT_URL, url);
+  /* Who may share a connection of HTTP/2 waits to see what the server speaks. */
+  if (curl_strnequal(url, "https:", 6)) SET(CURLOPT_PIPEWAIT, 1L);
   if ((s = field(L, "proxy"))) SET(CURLOPT_PROXY, s);
   if ((s = field(L, "unix_socket"))) SET(CURLOPT_UNIX_SOCKET_PATH, s);
   if ((s = field(L, "ca_file"))) SET(CURLOPT_CAINFO, s);
