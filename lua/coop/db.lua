@@ -497,6 +497,17 @@ local hold_lane = coop.inline_callbacks(function(pool, text, opening)
   coop.await(done)
 end)
 
+-- For flow.QueryIterator.
+core.db = { bind = bind }
+
+--- Runs what `bind` has made, in a pool that is open.
+function core.db.open_rows(pool, text)
+  local holding
+  local opening = coop.Deferred(function() holding:cancel() end)
+  holding = hold_lane(pool, text, opening)
+  return new_rows { _opening = opening }
+end
+
 --- Runs a query whose rows come as they are taken, a bounded number ahead. It has a connection to
 --- itself until the last row was taken or it is closed.
 ---@param pool coop.ConnectionPool
@@ -508,10 +519,7 @@ function M.rows(pool, sql, ...)
   if pool._closing then core.misuse('rows', 'the pool is closed') end
   local text, problem = bind(pool._config.driver, true, sql, ...)
   if not text then core.misuse('rows', problem) end
-  local holding
-  local opening = coop.Deferred(function() holding:cancel() end)
-  holding = hold_lane(pool, text, opening)
-  return new_rows { _opening = opening }
+  return core.db.open_rows(pool, text)
 end
 
 return M

@@ -22,7 +22,8 @@
 ---
 --- A stage makes no value before it is asked for one. What is stored is: one value of a stage that
 --- was yielded, or that Concurrent gave; one of each source of a Map or Zip; the unfinished line of
---- a LineBreak, `max_length` bytes and one block; `limit` values of a Callback.
+--- a LineBreak, `max_length` bytes and one block; `limit` values of a Callback; 2048 values of a
+--- thread, or of a query, or fewer when they come to a megabyte.
 
 local coop, core = ...
 
@@ -101,6 +102,9 @@ end)
 
 local one = coop.generator(function(d) yield(await(d)) end)
 
+-- Objects of coop that are iterators, beside stages and Generators.
+local ITERATORS = { Connection = true, Response = true }
+
 local function is_list(t)
   return math.type(t.n) == 'integer' or t[1] ~= nil or next(t) == nil
 end
@@ -119,6 +123,7 @@ local function to_stage(v)
   if kind == 'Generator' then return new_stage('generator', v) end
   if type(v) == 'string' then return new_stage('string', nil, nil, v) end
   if coop.is_deferred(v) then return new_stage('Deferred', one(v)) end
+  if ITERATORS[kind] then return new_stage(kind, iterate(v)) end
   if kind then return nil end
   local stage
   if core.callable(v) then
@@ -162,7 +167,8 @@ end
 --- Makes a stage of anything that has values: a stage (it is returned as it is), a Generator, a
 --- function (called once, as a generator body; a Generator or stage that it returns goes on in its
 --- place), a list (its elements) or another table (its keys), a string (which is one value), a
---- coroutine, a Deferred (its value). A Deferred among the elements stands for its value.
+--- coroutine, a Deferred (its value), a connection or the response to an HTTP request (the blocks
+--- that come). A Deferred among the elements stands for its value.
 ---
 --- An error that matches one of the trap items, in the way of `Failure:check`, ends the stage: the
 --- item is its last value. A stage that is wrapped again gets the new items first.
@@ -710,6 +716,157 @@ function M.Deferred(stage, ...)
     fail(failure)
   end)
   return done
+end
+
+-- The world outside -------------------------------------------------------------------------------
+
+--- The stage of a body that is called with arguments. It may return a Generator or stage instead.
+local function body_stage(name, f, ...)
+  local stage = new_stage(name, coop.generator(f)(...))
+  stage._function = true
+  return stage
+end
+
+--- Writes what the stage gives, each value when the last one has been taken.
+local function write_all(fname, stage, writer)
+  local source <close> = stage
+  for value in source do
+    if type(value) ~= 'string' and type(value) ~= 'number' then
+      error(('%s: what is yielded must be a string, got %s'):format(
+        fname, coop.type(value) or type(value)), 0)
+    end
+    await(writer:write(value))
+  end
+end
+
+local PROTOCOL_OPTIONS = { trap = true, finish_on_connection_lost = true }
+
+-- Closed when the conversation is over, also when it is cancelled.
+local hanging_up = { __close = function(self) self.conn:close() end }
+
+local converse = coop.coroutine(function(controller, conn)
+  local cleanup <close> = setmetatable({ conn = conn }, hanging_up)
+  write_all('make_protocol', body_stage('protocol', controller, conn), conn)
+end)
+
+---@class coop.ProtocolOptions
+---@field trap? any trap item, or a list of them: errors that are as good as the controller's end
+---@field finish_on_connection_lost? boolean so is the loss of the connection; default: true
+
+--- Makes a protocol of a generator body: a function for `net.listen` and `net.connect`, which calls
+--- `controller(conn)` for each connection. The controller pulls blocks from `conn`: by
+--- `for block in conn do`, by a stage such as `flow.LineBreak(conn)`, by `conn:read`, or by
+--- `coroutine.yield(conn)` and `conn:next()`. What it yields is written, each value when the peer
+--- keeps up; its end closes the connection.
+---@param controller async fun(conn: coop.net.Connection)
+---@param options? coop.ProtocolOptions
+---@return fun(conn: coop.net.Connection): coop.Deferred fires when the conversation is over
+function M.make_protocol(controller, options)
+  if not core.callable(controller) then core.check('make_protocol', 1, 'function', controller) end
+  if options == nil then options = {} end
+  if type(options) ~= 'table' then core.check('make_protocol', 2, 'table', options) end
+  for key in next, options do
+    if not PROTOCOL_OPTIONS[key] then
+      core.misuse('make_protocol', ("unknown option '%s'"):format(core.text(key)))
+    end
+  end
+  local items = { table.unpack(trap_items(options.trap)) }
+  if bad_trap(table.unpack(items)) then
+    core.misuse('make_protocol', 'option trap: ' .. TRAP .. ' expected, or a list of them')
+  end
+  if options.finish_on_connection_lost ~= false then
+    items[#items + 1] = coop.errors.ConnectionLost
+    items[#items + 1] = coop.errors.ConnectionDone
+  end
+  local function forgive(failure)
+    if #items == 0 or not failure:check(table.unpack(items)) then return failure end
+  end
+  return function(conn) return converse(controller, conn):add_errback(forgive) end
+end
+
+local threaded = coop.generator(function(f, args)
+  local stream <close> = core.threads.stream(f, table.unpack(args, 1, args.n))
+  local batch = await(stream:batch())
+  while batch do
+    for i = 1, batch.n do yield(batch[i]) end
+    batch = await(stream:batch())
+  end
+end)
+
+--- The values of an iterator that runs in a thread of its own, where it may block: `f` is a
+--- generator body, or returns an iterator. It is begun when the first value is wanted, runs a
+--- bounded number of values ahead, and is closed at its next value when the stage is.
+---
+--- `f`, its arguments and its values are copied: see coop.threads. Or `f` is a QueryIterator, whose
+--- rows come from a thread as it is.
+---@param f function|coop.Stage
+---@return coop.Stage
+function M.Threaded(f, ...)
+  if coop.type(f) == 'Stage' and f._threaded then
+    if select('#', ...) > 0 then core.misuse('Threaded', 'a QueryIterator has its arguments') end
+    return f
+  end
+  if type(f) ~= 'function' then core.check('Threaded', 1, 'function or QueryIterator', f) end
+  local args = table.pack(...)
+  for i = 0, args.n do
+    local v = f
+    if i > 0 then v = args[i] end
+    local fault = core.threads.fault(v)
+    if fault then
+      core.misuse('Threaded', ('argument %d must be a value that can be copied, %s')
+        :format(i + 1, fault))
+    end
+  end
+  local stage = new_stage('Threaded', threaded(f, args))
+  stage._passes, stage._threaded = true, true
+  return stage
+end
+
+local query = coop.generator(function(pool, text)
+  if pool._closing then error('QueryIterator: the pool is closed', 0) end
+  local source <close> = core.db.open_rows(pool, text)
+  local batch = await(source:batch())
+  while batch do
+    for i = 1, batch.n do yield(batch[i]) end
+    batch = await(source:batch())
+  end
+end)
+
+--- The rows of a query, each with its columns by number and by name, a bounded number ahead. The
+--- query is begun when the first row is wanted, and has a connection to itself to its end.
+---@param pool coop.ConnectionPool
+---@param sql string each `?` stands for one of the parameters
+---@return coop.Stage for Threaded, or as it is
+function M.QueryIterator(pool, sql, ...)
+  if coop.type(pool) ~= 'ConnectionPool' then
+    core.check('QueryIterator', 1, 'ConnectionPool', pool)
+  end
+  if type(sql) ~= 'string' then core.check('QueryIterator', 2, 'string', sql) end
+  if pool._closing then core.misuse('QueryIterator', 'the pool is closed') end
+  local text, problem = core.db.bind(pool._config.driver, true, sql, ...)
+  if not text then core.misuse('QueryIterator', problem) end
+  local stage = new_stage('QueryIterator', query(pool, text))
+  stage._passes, stage._threaded = true, true
+  return stage
+end
+
+---@class coop.Resource
+local Resource = {}
+
+function Resource:_handle(request, response)
+  write_all('Resource', body_stage('Resource', self._gen, request, response), response)
+end
+
+local new_resource = core.class('Resource', Resource, { __call = Resource._handle })
+
+--- Makes a web resource of a generator body, for `http.serve{handler = resource}`, or to be called
+--- by a handler with its request and response. What `gen(request, response)` yields is written, a
+--- slow reader waited for; its end ends the response. It is closed when the client leaves.
+---@param gen async fun(request: coop.http.Request, response: coop.http.Reply)
+---@return coop.Resource
+function M.Resource(gen)
+  if not core.callable(gen) then core.check('Resource', 1, 'function', gen) end
+  return new_resource { _gen = gen }
 end
 
 return M

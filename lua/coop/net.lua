@@ -22,6 +22,7 @@ local net = {}
 ---@field peer string "address:port", "[address]:port" or "unix:PATH"
 ---@field closed boolean
 ---@field read fun(self, what?: integer|'l'|'L'|'a'): coop.Deferred
+---@field next async fun(self): string? the next block, waited for; nil at the end
 ---@field write fun(self, s: string): coop.Deferred
 ---@field shutdown fun(self): coop.Deferred
 ---@field close fun(self): coop.Deferred
@@ -132,7 +133,7 @@ local connect = coop.inline_callbacks(function(host, port, protocol)
 end)
 
 --- Connects to a host and port, or to "unix:PATH". A protocol is run as a coroutine with the
---- connection, which is closed when that ends.
+--- connection, which is closed when that ends: a function, or what flow.make_protocol makes.
 ---@param host string a name, an address, or "unix:PATH"
 ---@param port? integer
 ---@param protocol? async fun(conn: coop.net.Connection)

@@ -24,6 +24,7 @@ local yield = coroutine.yield
 ---@field _body any the Generator that gives its values
 ---@field _function boolean? its body is a function, which may return what goes on in its place
 ---@field _passes boolean? stages that it yields are values
+---@field _threaded boolean? its values are made in a thread
 ---@field _key any the body's thread, once it has begun
 ---@field _traps any[]? items that errors are checked for
 ---@field _sources coop.Stage[] what it pulls from
@@ -199,6 +200,7 @@ local function on_yield(self, v, source)
   if kind == 'Cooperate' then return delay(self, v.seconds) end
   if kind == 'CallLater' then return call_later(self, v._f) end
   if kind == 'Stage' and not self._passes then return ask(self, v, true) end
+  if kind == 'Connection' then return nil end -- whose `next` waits by itself
   if not coop.is_deferred(v) then return v end
   wait_for(self, coop.succeed():add_callback(follow, v))
 end

@@ -722,7 +722,7 @@ static int connection_read(lua_State *L) {
   return 1;
 }
 
-/* for block in conn do: waits by itself. */
+/* for block in conn do, conn:next(): waits by itself. */
 static int connection_next(lua_State *L) {
   connection *c = checkconnection(L, "next");
   coop__checkwait(L, "next");
@@ -1617,6 +1617,7 @@ void coop__net_shut(coop_context *ctx) {
 
 static const luaL_Reg connection_methods[] = {
   {"read", connection_read},
+  {"next", connection_next},
   {"write", connection_write},
   {"shutdown", connection_shutdown},
   {"close", connection_close},

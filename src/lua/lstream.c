@@ -137,8 +137,11 @@ void coop__push_producer(lua_State *L, stream *s) {
 
 /* --- the consumer --------------------------------------------------------------- */
 
+/* A body that is closed for collection may still have one that was collected
+   before it. */
 static stream *check(lua_State *L, const char *fname) {
   stream_object *o = coop__checkkind(L, 1, KIND_STREAM, fname, 0);
+  if (!o->s) luaL_error(L, "%s: the stream has been closed", fname);
   return o->s;
 }
 
@@ -396,7 +399,9 @@ static void await_end(lua_State *L, stream *s) {
 
 /* stream:close() */
 static int stream_close(lua_State *L) {
-  stream *s = check(L, "close");
+  stream_object *o = coop__checkkind(L, 1, KIND_STREAM, "close", 0);
+  stream *s = o->s;
+  if (!s) return 0; /* collected before the body that has it */
   lua_settop(L, 1);
   coop__stream_stop(s);
   await_end(L, s);

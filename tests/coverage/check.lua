@@ -78,7 +78,7 @@ for file in listing:lines() do
     local input = assert(io.open(specs .. file))
     local text = ('\n' .. input:read 'a'):gsub('\n%s*%-%-[^\n]*', '')
     input:close()
-    for _, name in text:gmatch '%f[%w_]it%s*%(?%s*(["\'])(.-)%1' do
+    for _, name in text:gmatch '%f[%w_]it[%w_]*%s*%(?%s*(["\'])(.-)%1' do
       for _, id in ipairs(named(name)) do
         if meaning(id) then
           cover(id, file)

@@ -668,6 +668,29 @@ describe('a stream out of a thread', function()
     os.remove(gate)
   end))
 
+  it('is closed by a body that is collected with it', run(function()
+    local said
+    local function abandon()
+      local co = coop.generator(function()
+        local stream = threads.stream(function() coroutine.yield(1) end)
+        local cleanup <close> = setmetatable({}, { __close = function()
+          stream:close()
+          said = select(2, pcall(stream.next, stream))
+        end })
+        local held <close> = stream
+        coroutine.yield(await(stream:next()))
+      end)()
+      assert.equal(1, co())
+    end
+    abandon()
+    for _ = 1, 200 do
+      if said then break end
+      collectgarbage()
+      turns(0.005)
+    end
+    assert.truthy(said)
+  end))
+
   it('ends when nothing holds it', run(function()
     local path = no_file()
     do
