@@ -31,6 +31,7 @@ static void report_in(coop_context *ctx, lua_State *L) {
 /* The function is found by an address: that takes no memory. */
 bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
+  if (ctx->draining) return true;
   if (!lua_checkstack(L, 8)) return false;
   lua_rawgetp(L, LUA_REGISTRYINDEX, key);
   lua_pushlightuserdata(L, arg);

@@ -893,6 +893,79 @@ describe('luv beside coop', function()
     coop.on_unhandled(previous)
   end))
 
+  it('may not run the loop, which is coop\'s and runs already, nor walk its handles', function()
+    coop.run(function()
+      await(coop.sleep(0))
+      misuse(function() uv.run 'nowait' end, 'luv.run', 'runs already')
+    end)
+    helper.raises(errors.Unsupported, function() uv.walk(print) end, 'luv.walk')
+  end)
+
+  it('may run it where nothing else does, with all that coop has on it', waiting(function()
+    local r = child.coop [[
+      local coop, uv = require 'coop', require 'luv'
+      local d = coop.Deferred()
+      local waiting = coop.spawn(function()
+        print('waited for', coop.await(d))
+        coop.await(coop.sleep(0.001))
+      end)
+      waiting:add_callback(function() print 'slept' end)
+      local timer = uv.new_timer()
+      timer:start(1, 0, function()
+        timer:close()
+        d:callback 'a timer of luv'
+        print(pcall(uv.run))
+      end)
+      uv.run()
+      print 'over'
+    ]]
+    assert.same({ 'waited for\ta timer of luv\nfalse\tluv.run: the loop is coop\'s, and runs ' ..
+      'already\nslept\nover\n', 0 }, { r.out, r.status }, r.err)
+  end))
+
+  -- luv frees what is collected, and takes for granted that what it closes has been closed by then.
+  child.each(function(name, execute)
+    it('may be closing handles when the state ends, under ' .. name, function()
+      local r = execute [[
+        local coop, uv = require 'coop', require 'luv'
+        local before = uv.new_timer()
+        package.loaded.luv = nil
+        uv = require 'luv'
+        for _ = 1, 50 do
+          uv.new_timer():close()
+          uv.new_tcp():close(function() end)
+          uv.close(uv.new_udp())
+          uv.new_timer():start(60000, 0, print)
+        end
+        before:close()
+        coop.run(function()
+          local timer, d = uv.new_timer(), coop.Deferred()
+          timer:start(1, 0, function()
+            timer:close()
+            d:callback(pcall(timer.close, timer))
+          end)
+          print(coop.await(d))
+        end)
+        os.exit(0, true)
+      ]]
+      assert.same({ 0, 'false' }, { r.status, r.out:match '%f[%w]false' }, r.err)
+    end)
+  end)
+
+  it('keeps a loop of its own when it was there before coop', function()
+    local r = child.lua [[
+      local uv = require 'luv'
+      local timer = uv.new_timer()
+      timer:start(1, 0, function() timer:close() print 'before' end)
+      package.loaded.luv = nil
+      local coop = require 'coop'
+      uv = require 'luv'
+      coop.run(function() coop.await(coop.sleep(0.01)) print(uv.run()) end)
+      os.exit(0, true)
+    ]]
+    assert.same({ 'before\nfalse\n', 0 }, { r.out, r.status }, r.err)
+  end)
+
   it('leaves a connect to a peer that does not answer to its timeout', waiting(function()
     local tcp = uv.new_tcp()
     tcp:bind('127.0.0.1', 0)
