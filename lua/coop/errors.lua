@@ -97,7 +97,7 @@ local function lazy_class(name, say)
 end
 
 class('AlreadyCalledError', nil, 'the Deferred has been fired already')
-class('CancelledError', nil, 'cancelled')
+class('ContextClosed', class('CancelledError', nil, 'cancelled'), 'coop was closed')
 class('NotReadyError', nil, 'no value is ready yet')
 class('Unsupported', nil, 'not supported')
 

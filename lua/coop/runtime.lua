@@ -80,6 +80,16 @@ local function turn_until(done)
   return true
 end
 
+-- Calls what call_when_running was given.
+local function call_waiting()
+  local calls = when_running
+  when_running = {}
+  for _, call in ipairs(calls) do
+    local ok, err = pcall(call.f, table.unpack(call, 1, call.n))
+    if not ok then core.report(err) end
+  end
+end
+
 -- A before-trigger that waits holds the other triggers back, not the loop.
 local function start()
   stop_asked = false
@@ -91,12 +101,7 @@ local function start()
     fire_phase('startup', 'after')
   end
   held:add_callback(go_on)
-  local calls = when_running
-  when_running = {}
-  for _, call in ipairs(calls) do
-    local ok, err = pcall(call.f, table.unpack(call, 1, call.n))
-    if not ok then core.report(err) end
-  end
+  call_waiting()
 end
 
 local function shut_down()
@@ -106,6 +111,42 @@ local function shut_down()
   fire_phase('shutdown', 'during')
   fire_phase('shutdown', 'after')
   stop_asked = false
+end
+
+-- A run that a host makes in pieces, its polls: from the first one to stop() or to the end of coop.
+-- Outside of them reactor.running is false.
+local polled = false
+local ending -- the shutdown's before-triggers, while they hold the rest back
+
+function core.begin_poll()
+  if polled then
+    core.set_running(true)
+    call_waiting()
+  else
+    polled = true
+    start()
+  end
+end
+
+-- Ends a poll; true when the reactor has been stopped.
+function core.end_poll()
+  local stopped = false
+  if stop_asked then
+    ending = ending or coop.DeferredList(fire_phase('shutdown', 'before'))
+    stopped = ending.called
+  end
+  core.set_running(false)
+  if stopped then core.end_polls() end
+  return stopped
+end
+
+-- Ends the run, if there is one.
+function core.end_polls()
+  if not polled then return end
+  if not ending then fire_phase('shutdown', 'before') end
+  polled, stop_asked, ending = false, false, nil
+  fire_phase('shutdown', 'during')
+  fire_phase('shutdown', 'after')
 end
 
 -- Whatever ends a run, it is over, and so is an interrupt that ended it.

@@ -16,6 +16,7 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
 
@@ -180,6 +181,7 @@ typedef struct coop_context {
     lua_CFunction pcall, xpcall;
     char message[128];
   } interrupt;
+  double until;        /* end of the budget of coop_poll; else HUGE_VAL */
   coop_uv loop;
   coop_posts *posts;       /* what other threads want to have called */
   coop_post_item *posted;  /* taken from it, to be called now */
@@ -407,6 +409,10 @@ bool coop__waitson(lua_State *L, int idx, int target);
 void coop__pushcycle(lua_State *L);
 
 void coop__cancel(lua_State *L, int idx);
+/* d:callback(v), d:errback(e), core.observe(d, f): as in Lua. */
+int coop__callback(lua_State *L);
+int coop__errback(lua_State *L);
+int coop__observe(lua_State *L);
 void coop__pause(lua_State *L, int idx);
 void coop__unpause(lua_State *L, int idx);
 
@@ -533,6 +539,7 @@ static inline bool body_ready(const body *b) {
 
 /* Makes a body of the function and 'nargs' arguments on top. [-(n+1), +1, m] */
 body *coop__body_new(lua_State *L, kind k, int nargs);
+int coop__spawn(lua_State *L); /* coop.spawn(f, ...) */
 /* Resumes the body at 'cur' once. [-0, +0, m] */
 void coop__body_resume(lua_State *L, int cur);
 /* The Deferred at 'from' has reached the body at 'cur'. [-0, +0, m] */
@@ -623,6 +630,11 @@ int coop__flow_yield(lua_State *L);
 
 /* --- tasks (lcooperator.c) -------------------------------------------------- */
 
+int coop__cooperate(lua_State *L); /* coop.cooperate(iterator) */
+/* Releases the steps of a host's (lsteps.c) that are the iterator at 'idx'; false
+   when that is another. [-0, +0, -] */
+bool coop__steps_close(lua_State *L, int idx);
+
 /* The Deferred at 'from' has reached the task at 'idx'. [-0, +0, m] */
 void coop__task_wake(lua_State *L, int idx, int from);
 void coop__task_stop(lua_State *L, int idx);
@@ -653,6 +665,16 @@ void coop__rearm(lua_State *L);
    libuv's: no error gets out, it is reported. False when there was one. It is to
    set ctx->turning, and when done coop__rearm. [-0, +0, -] */
 bool coop__from_loop(coop_context *ctx, const void *key, void *arg);
+
+/* One turn of the loop; waits for something to happen when 'wait'. False when nothing
+   is left. [-0, +0, v] */
+bool coop__turn(lua_State *L, bool wait);
+/* Tells of the error value on top of L, which has no closure of coop's. [-1, +0, -] */
+void coop__report_in(coop_context *ctx, lua_State *L);
+/* Is the budget of coop_poll used up? */
+static inline bool coop__overdue(const coop_context *ctx) {
+  return ctx->until < HUGE_VAL && coop__now() >= ctx->until;
+}
 
 /* --- sockets (lnet.c) ----------------------------------------------------------- */
 
@@ -703,12 +725,22 @@ typedef struct posted {
   bool owned; /* freed when it is over */
 } posted;
 
+/* Have calls been posted that are yet to be made? */
+bool coop__posts_left(const coop_context *ctx);
 /* Makes the calls that have been posted, each protected. [-0, +0, -] */
 void coop__run_posts(coop_context *ctx);
 /* Stops all threads and waits for them, but not for long; every job gets an
    outcome. [-0, +0, -] */
 void coop__threads_stop(coop_context *ctx);
 void coop__open_threads(lua_State *L);
+
+/* --- for hosts (lapi.c) ----------------------------------------------------- */
+
+/* Calls f with the pointer and the 'nargs' arguments on top for a host: it may use
+   CTX, and no error gets out. [-nargs, +nres|1, -] */
+int coop__host_call(lua_State *L, lua_CFunction f, const void *arg, int nargs,
+                    int nres);
+void coop__open_api(lua_State *L);
 
 /* --- the context (lmodule.c) ---------------------------------------------------- */
 

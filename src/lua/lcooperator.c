@@ -308,7 +308,8 @@ static bool over(void *ud) {
   cooperator *c = ud;
   if (c->stale || c->stopping) see_to_stale(c);
   if (!c->running || c->ctx->interrupt.exiting) return true;
-  return c->predicate ? predicate_over(c) : slice_over(c);
+  if (c->predicate) return predicate_over(c) || coop__overdue(c->ctx);
+  return slice_over(c);
 }
 
 /* One tick of the Cooperator at 'idx'; errors of its predicate are reported. */
@@ -338,6 +339,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
     }
   }
   c->until = coop__now() + c->slice;
+  if (c->until > ctx->until) c->until = ctx->until;
   c->glanced = coop__cycles();
   c->over = false;
   coop__sched_tick(&c->sched, L, over, c);
@@ -379,6 +381,7 @@ void coop__ticks(lua_State *L) {
     if (!c->sched.ticking) tick(L, at, c);
     if (c->scheduled && c->sched.count == 0) unschedule(L, at, c);
     lua_settop(L, at - 1);
+    if (coop__overdue(ctx)) break;
   }
 }
 
@@ -1478,7 +1481,7 @@ static int cooperator_new(lua_State *L) {
 
 /* --- on the global Cooperator ------------------------------------------------------------------------------------ */
 
-static int cooperate(lua_State *L) {
+int coop__cooperate(lua_State *L) {
   coop__checkiterator(L, 1, "cooperate", 1);
   lua_settop(L, 1);
   pushctx(L, CTX_COOPERATOR);
@@ -1555,7 +1558,7 @@ static const luaL_Reg cooperator_meta[] = {
 
 static const luaL_Reg functions[] = {
   {"Cooperator", cooperator_new},
-  {"cooperate", cooperate},
+  {"cooperate", coop__cooperate},
   {"coiterate", coiterate},
   {"accumulate", accumulate},
   {"batch_accumulate", batch_accumulate},

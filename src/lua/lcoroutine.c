@@ -74,7 +74,7 @@ static int coroutine(lua_State *L) {
   return make(L, "coroutine", KIND_COROUTINE);
 }
 
-static int spawn(lua_State *L) {
+int coop__spawn(lua_State *L) {
   coop__checkcallable(L, 1, "spawn", 1);
   luaL_checkstack(L, 16, "spawn");
   coop__body_new(L, KIND_COROUTINE, lua_gettop(L) - 1);
@@ -374,7 +374,7 @@ static int return_value(lua_State *L) {
 static const luaL_Reg functions[] = {
   {"inline_callbacks", inline_callbacks},
   {"coroutine", coroutine},
-  {"spawn", spawn},
+  {"spawn", coop__spawn},
   {"await", await},
   {"noreturn", noreturn},
   {"return_value", return_value},

@@ -507,7 +507,7 @@ static bool may_fire(lua_State *L, deferred *d, const char *fname) {
   return false;
 }
 
-static int deferred_callback(lua_State *L) {
+int coop__callback(lua_State *L) {
   deferred *d = coop__checkdeferred(L, 1, "callback", 0);
   if (todeferred(L, 2))
     return coop__argerror(L, "callback", 1, "a value expected, got a Deferred");
@@ -518,7 +518,7 @@ static int deferred_callback(lua_State *L) {
   return coop__end(L, outer, 0);
 }
 
-static int deferred_errback(lua_State *L) {
+int coop__errback(lua_State *L) {
   deferred *d = coop__checkdeferred(L, 1, "errback", 0);
   if (lua_gettop(L) < 2)
     return coop__argerror(L, "errback", 1, "error value expected, got no value");
@@ -612,7 +612,7 @@ static int deferred_add_callbacks(lua_State *L) {
 
 /* core.observe(d, f, ...): f sees the result and changes nothing of it; the
    failure counts as handled. */
-static int observe(lua_State *L) {
+int coop__observe(lua_State *L) {
   return add(L, "observe", H_OBSERVE);
 }
 
@@ -1021,8 +1021,8 @@ static const luaL_Reg methods[] = {
   {"add_errback", deferred_add_errback},
   {"add_both", deferred_add_both},
   {"add_callbacks", deferred_add_callbacks},
-  {"callback", deferred_callback},
-  {"errback", deferred_errback},
+  {"callback", coop__callback},
+  {"errback", coop__errback},
   {"pause", deferred_pause},
   {"unpause", deferred_unpause},
   {"cancel", deferred_cancel},
@@ -1047,7 +1047,7 @@ static const luaL_Reg functions[] = {
 };
 
 static const luaL_Reg core_functions[] = {
-  {"observe", observe},
+  {"observe", coop__observe},
   {"relay", relay},
   {"report_guarded", report_guarded},
   {NULL, NULL}

@@ -152,6 +152,7 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg) {
 
 bool coop__iterator_close(lua_State *L, int idx) {
   if (tokind(L, idx, KIND_GENERATOR)) return coop__generator_finish(L, idx);
+  if (coop__steps_close(L, idx)) return true;
   if (coop__isstage(L, idx)) {
     idx = lua_absindex(L, idx);
     luaL_checkstack(L, 4, "close");

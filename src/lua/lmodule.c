@@ -417,6 +417,7 @@ static int fill(lua_State *L) {
   coop__open_outside(L);
   coop__open_threads(L);
   coop__open_flow(L);
+  coop__open_api(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;
@@ -432,6 +433,7 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   ctx->object.tag = &coop__kinds[KIND_CONTEXT];
   ctx->closed = true; /* until its loop is open */
   ctx->later_first = 1;
+  ctx->until = HUGE_VAL;
   coop__link_init(&ctx->fibers);
   coop__link_init(&ctx->active);
   coop__link_init(&ctx->outside.closers);

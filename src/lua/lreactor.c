@@ -22,7 +22,7 @@ static int turn(lua_State *L) {
   return 0;
 }
 
-static void report_in(coop_context *ctx, lua_State *L) {
+void coop__report_in(coop_context *ctx, lua_State *L) {
   lua_rawgetp(L, LUA_REGISTRYINDEX, &ctx->L); /* report(error) */
   lua_insert(L, -2);
   if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
@@ -43,7 +43,7 @@ bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   ctx->depth = 0;
   ctx->calling = false;
   ctx->running = NULL;
-  report_in(ctx, L);
+  coop__report_in(ctx, L);
   return false;
 }
 
@@ -74,7 +74,10 @@ static int call_posted(lua_State *L) {
 void coop__run_posts(coop_context *ctx) {
   if (!ctx->posted) ctx->posted = coop__posts_take(ctx->posts);
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
+  bool first = true;
   while (ctx->posted && lua_checkstack(L, 8)) {
+    if (!first && coop__overdue(ctx)) break;
+    first = false;
     posted *p = coop_container(ctx->posted, posted, item);
     int depth = ctx->depth;
     bool owned = p->owned; /* else it may be gone when the call returns */
@@ -83,38 +86,41 @@ void coop__run_posts(coop_context *ctx) {
     lua_pushlightuserdata(L, p);
     if (lua_pcall(L, 1, 0, 0) != LUA_OK) {
       ctx->depth = depth;
-      report_in(ctx, L);
+      coop__report_in(ctx, L);
     }
     if (owned) free(p);
   }
   if (ctx->posted) coop__loop_wake(&ctx->loop);
 }
 
-static bool posts_pending(coop_context *ctx) {
+bool coop__posts_left(const coop_context *ctx) {
   return ctx->posted || coop__posts_pending(ctx->posts);
 }
 
 /* --- turning -------------------------------------------------------------------- */
 
-/* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
-static int turn_once(lua_State *L) {
+bool coop__turn(lua_State *L, bool wait) {
   coop_context *ctx = getctx(L);
-  if (ctx->looping)
-    return luaL_error(L, "the loop cannot be run from within itself");
-  if (ctx->closed) return luaL_error(L, "coop has been closed in this state");
+  if (ctx->looping) luaL_error(L, "the loop cannot be run from within itself");
+  if (ctx->closed) luaL_error(L, "coop has been closed in this state");
   lua_State *outer = ctx->turn_L, *running = ctx->running;
   ctx->turn_L = L;
   ctx->running = NULL;
   ctx->looping = true;
   /* a loop without anything else to do does not look for posts */
-  bool posts = posts_pending(ctx);
+  bool posts = coop__posts_left(ctx);
   if (posts) on_turn(ctx);
-  bool left = coop__loop_once(&ctx->loop, lua_toboolean(L, 1) && !posts);
-  left = left || posts_pending(ctx);
+  bool left = coop__loop_once(&ctx->loop, wait && !posts);
+  left = left || coop__posts_left(ctx);
   ctx->looping = false;
   ctx->running = running;
   ctx->turn_L = outer;
-  lua_pushboolean(L, left);
+  return left;
+}
+
+/* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
+static int turn_once(lua_State *L) {
+  lua_pushboolean(L, coop__turn(L, lua_toboolean(L, 1)));
   return 1;
 }
 

@@ -193,8 +193,10 @@ void coop__due(lua_State *L) {
   double t = coop__now();
   coop_timer *timer;
   while (!getctx(L)->interrupt.exiting &&
-         (timer = coop__timers_expire(&c->timers, t, limit)))
+         (timer = coop__timers_expire(&c->timers, t, limit))) {
     if (!run_call(L, at, c, timer)) coop__reporterror(L);
+    if (coop__overdue(getctx(L))) break;
+  }
   lua_settop(L, at - 1);
 }
 

@@ -125,6 +125,23 @@ void coop__loop_arm(coop_uv *loop, bool work, double deadline) {
   }
 }
 
+/* Handles that libuv is yet to tell the system of: its queue of them is a ring, whose
+   first word leads to the next. Later versions see to this themselves. */
+static bool untold(const uv_loop_t *uv) {
+  const void *queue = &uv->watcher_queue;
+  return *(void *const *)queue != queue;
+}
+
+double coop__loop_timeout(const coop_uv *loop) {
+  const uv_loop_t *uv = loop->uv;
+  if (untold(uv)) return 0;
+  if (!uv_loop_alive(uv)) return -1;
+  int ms = uv_backend_timeout(uv);
+  if (ms <= 0) return ms;
+  double passed = coop__now() - (double)uv_now(uv) / 1e3; /* libuv's time stands */
+  return (double)ms / 1e3 > passed ? (double)ms / 1e3 - passed : 0;
+}
+
 void coop__loop_hold(coop_uv *loop) {
   if (loop->holds++ == 0 && loop->async) uv_ref((uv_handle_t *)loop->async);
 }

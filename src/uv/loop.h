@@ -39,6 +39,10 @@ void coop__loop_close(coop_uv *loop);
    coop__now; HUGE_VAL: none). */
 void coop__loop_arm(coop_uv *loop, bool work, double deadline);
 
+/* Seconds until the loop wants a turn though nothing happens; 0: now, negative: it does
+   not. */
+double coop__loop_timeout(const coop_uv *loop);
+
 /* The loop lives on while something that other threads do is under way: each hold
    is released once. */
 void coop__loop_hold(coop_uv *loop);
