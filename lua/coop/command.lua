@@ -11,6 +11,7 @@ Available options are:
   -v       show version information
   -E       ignore environment variables
   -W       turn warnings on
+  -h       show this help
   --       stop handling options
   -        stop handling options and execute stdin
 ]==]

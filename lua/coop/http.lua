@@ -11,11 +11,12 @@ local errors = coop.errors
 
 -- The C module ------------------------------------------------------------------------------------
 
--- It stands beside the file that coop is in, or where package.cpath looks.
+-- It stands where coop itself leads to, or where package.cpath looks.
 local function load_native()
-  local directory = core.libdir()
-  local open = directory and package.loadlib(directory .. '/coop_http.so', 'luaopen_coop_http')
-  if open then return open() end
+  for _, directory in ipairs(core.libdirs()) do
+    local open = package.loadlib(directory .. '/coop_http.so', 'luaopen_coop_http')
+    if open then return open() end
+  end
   return require 'coop_http'
 end
 

@@ -45,17 +45,26 @@ static bool own_file(char *path, size_t size) {
   return fits;
 }
 
-/* core.libdir(): the directory of the file that coop itself is in, or nil. */
-static int libdir(lua_State *L) {
+/* core.libdirs(): the directories where C modules beside coop may be, found from
+   the file that coop itself is in, wherever the whole was moved: a build's, those
+   of an installed command and of an installed library. */
+static int libdirs(lua_State *L) {
+  static const char *const from_file[] = {".", COOP_MODULES_FROM_BIN,
+                                          COOP_MODULES_FROM_LIB};
   char path[4096];
-  if (!own_file(path, sizeof path)) return 0;
-  lua_pushlstring(L, path, (size_t)(strrchr(path, '/') - path));
+  lua_newtable(L);
+  if (!own_file(path, sizeof path)) return 1;
+  *strrchr(path, '/') = '\0';
+  for (int i = 0; i < 3; i++) {
+    lua_pushfstring(L, "%s/%s", path, from_file[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
   return 1;
 }
 
 static const luaL_Reg core_functions[] = {
   {"outside", outside},
-  {"libdir", libdir},
+  {"libdirs", libdirs},
   {NULL, NULL}
 };
 
