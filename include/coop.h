@@ -21,7 +21,11 @@
 #ifndef COOP_H
 #define COOP_H
 
-#include <lua.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include <lua.h> /* it does not say that it is C */
 
 #if defined(_WIN32)
 #define COOP_API __declspec(dllexport)
@@ -29,10 +33,6 @@
 #define COOP_API __attribute__((visibility("default")))
 #else
 #define COOP_API
-#endif
-
-#ifdef __cplusplus
-extern "C" {
 #endif
 
 #define COOP_VERSION "0.1.0"
