@@ -18,7 +18,8 @@ Available options are:
 
 local function complain(message)
   io.stdout:flush()
-  io.stderr:write('coop: ', message, '\n')
+  local name = core.colours(2) and '\27[1;31mcoop:\27[0m ' or 'coop: '
+  io.stderr:write(name, message, '\n')
   io.stderr:flush()
 end
 
@@ -124,48 +125,6 @@ local function run_script(args)
   return chunk(table.unpack(args))
 end
 
--- The prompt: lines are read when there are some, so that timers and tasks go on in between.
-local function read_line(prompt)
-  io.write(prompt)
-  io.flush()
-  coop.await(core.wait_readable(0))
-  return io.read('l')
-end
-
-local function compile(line)
-  local chunk = load('return ' .. line:gsub('^=', ''), '=stdin')
-  if chunk then return chunk end
-  local message
-  chunk, message = load(line, '=stdin')
-  while not chunk and message:find('<eof>', 1, true) do
-    local more = read_line('>> ')
-    if not more then break end
-    line = line .. '\n' .. more
-    chunk, message = load(line, '=stdin')
-  end
-  return chunk, message
-end
-
-local function show(ok, ...)
-  if not ok then
-    complain(core.text((...)))
-  elseif select('#', ...) > 0 then
-    local shown, err = pcall(print, ...)
-    if not shown then complain(core.text(err)) end
-  end
-end
-
-local function interact()
-  io.stdin:setvbuf('no')
-  while true do
-    local line = read_line('> ')
-    if not line then break end
-    local chunk, message = compile(line)
-    if chunk then show(pcall(chunk)) else complain(message) end
-  end
-  io.write('\n')
-end
-
 local function main_of(options, argv, host)
   local args = set_arg(argv, options.script)
   return function()
@@ -177,12 +136,12 @@ local function main_of(options, argv, host)
     elseif not options.i and not options.v and not options.e then
       if host.terminal then
         print(host.version)
-        interact()
+        core.prompt.interact(complain, host)
       else
         run_script({ [0] = '-' })
       end
     end
-    if options.i then interact() end
+    if options.i then core.prompt.interact(complain, host) end
   end
 end
 
@@ -210,10 +169,12 @@ local function run(body, host)
   core.start_up()
   core.start(body)
   local function over()
+    if core.interrupted() and core.prompt.interrupt() then return false end
     return exit_status or core.stop_asked() or core.interrupted()
       or outcome and coop.type(outcome[1]) == 'Failure'
   end
-  core.turn_until(over)
+  repeat local over_now = core.turn_until(over) until over_now or not core.prompt.stuck()
+  core.prompt.close()
   if core.interrupted() and not outcome then core.interrupt(body, core.interrupted()) end
   local status = exit_status or signal_status(host)
   core.clear_interrupt()
@@ -244,6 +205,7 @@ return function(argv, host)
     local n = math.tointeger(tonumber(status))
     if not n then core.check('exit', 1, 'integer or boolean', status) end
     exit_status = exit_status or n & 0xff
+    core.prompt.leave()
     core.leave()
   end
   local status = run(core.main(main_of(options, argv, host)), host)

@@ -41,10 +41,20 @@ static int host_signal(lua_State *L) {
   return 1;
 }
 
+/* host.rearm(): the signal has been dealt with, the next one is a first one */
+static int host_rearm(lua_State *L) {
+  (void)L;
+  caught = 0;
+  handle(SIGINT, on_signal);
+  return 0;
+}
+
 static void push_host(lua_State *L) {
   lua_newtable(L);
   lua_pushcfunction(L, host_signal);
   lua_setfield(L, -2, "signal");
+  lua_pushcfunction(L, host_rearm);
+  lua_setfield(L, -2, "rearm");
   lua_pushfstring(L, "coop %s  (%s)", coop_version(), LUA_COPYRIGHT);
   lua_setfield(L, -2, "version");
   lua_pushboolean(L, isatty(STDIN_FILENO));

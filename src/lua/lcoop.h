@@ -688,6 +688,20 @@ void coop__net_shut(coop_context *ctx);
 /* Has them close what they have on the loop. */
 void coop__outside_shut(coop_context *ctx);
 
+/* --- the terminal (lscreen.c) --------------------------------------------------- */
+
+/* Something is shown below the output from now on: 'erase' is called before
+   anything is printed, also when it is not there at that moment. False, and nothing
+   is done, when something else is. [-0, +0, m] */
+bool coop__show_below(lua_State *L, void (*erase)(void));
+void coop__show_no_more(lua_State *L, void (*erase)(void));
+/* Ends the line that the output since coop__show_below has left open. */
+void coop__end_line(void);
+/* May what is written to the descriptor have colours? (NO_COLOR) */
+bool coop__colours(int fd);
+/* Leaves what a closing context shows. */
+void coop__screen_shut(lua_State *L);
+
 /* --- open functions, called by lmodule.c with the module and core tables at
        1 and 2; each leaves the stack as found. [-0, +0, m] */
 void coop__open_failure(lua_State *L);
@@ -702,6 +716,7 @@ void coop__open_net(lua_State *L);
 void coop__open_luv(lua_State *L);
 void coop__open_outside(lua_State *L);
 void coop__open_flow(lua_State *L);
+void coop__open_screen(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);

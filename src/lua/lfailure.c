@@ -268,7 +268,9 @@ static void report_default(lua_State *L) {
     lua_pushliteral(L, "(no memory for its text)");
   }
   fflush(stdout);
-  fputs("coop: unhandled failure: ", stderr);
+  fputs(coop__colours(2) ? "\033[1;31mcoop: unhandled failure:\033[0m "
+                         : "coop: unhandled failure: ",
+        stderr);
   fwrite(lua_tostring(L, -1), 1, lua_rawlen(L, -1), stderr);
   fputc('\n', stderr);
   fflush(stderr);

@@ -303,6 +303,7 @@ static bool is_internal(const char *name) {
   for (int i = 0; internal_parts[i]; i++)
     if (!strcmp(internal_parts[i], name)) return true;
   return !strcmp(name, "errors") || !strcmp(name, "command") ||
+         !strcmp(name, "prompt") ||
          !strncmp(name, "worker", 6);
 }
 
@@ -349,6 +350,7 @@ void coop__shut(coop_context *ctx) {
   ctx->closed = true;
   coop__net_shut(ctx);
   coop__outside_shut(ctx);
+  coop__screen_shut(ctx->L);
   coop__loop_close(&ctx->loop);
   for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next)
     coop_container(l, fiber, link)->ctx = NULL;
@@ -418,6 +420,7 @@ static int fill(lua_State *L) {
   coop__open_threads(L);
   coop__open_flow(L);
   coop__open_api(L);
+  coop__open_screen(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   preload_public(L);
   return 0;
@@ -470,6 +473,10 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
 }
 
 static int push_command(lua_State *L) {
+  lua_settop(L, 0);
+  pushctx(L, CTX_MODULE);
+  pushctx(L, CTX_CORE);
+  runpart(L, "prompt");
   loadpart(L, "command");
   pushctx(L, CTX_MODULE);
   pushctx(L, CTX_CORE);

@@ -72,6 +72,9 @@ void coop__open_outside(lua_State *L) {
   coop_context *ctx = getctx(L);
   ctx->outside.loop = ctx->loop.uv;
   ctx->outside.call = call;
+  ctx->outside.show_below = coop__show_below;
+  ctx->outside.show_no_more = coop__show_no_more;
+  ctx->outside.end_line = coop__end_line;
   lua_pushvalue(L, 2);
   coop__setfuncs(L, core_functions);
   lua_settop(L, 2);

@@ -8,6 +8,7 @@
 #ifndef COOP_OUTSIDE_H
 #define COOP_OUTSIDE_H
 
+#include <lua.h>
 #include <stdbool.h>
 #include <uv.h>
 
@@ -25,6 +26,10 @@ typedef struct coop_outside {
   /* Calls the function in the registry at 'key' with the pointer, from a callback
      of libuv's: no error gets out, it is reported. False when there was one. */
   bool (*call)(struct coop_outside *outside, const void *key, void *arg);
+  /* What stands below the output of a terminal: see lcoop.h. */
+  bool (*show_below)(lua_State *L, void (*erase)(void));
+  void (*show_no_more)(lua_State *L, void (*erase)(void));
+  void (*end_line)(void);
 } coop_outside;
 
 #endif

@@ -65,6 +65,7 @@ function M.run(command, args, options)
   assert(process, pid)
 
   local limit, later = uv.new_timer(), uv.new_timer()
+  uv.update_time() -- nothing may have turned the loop for long
   limit:start(patience, 0, function()
     result.hangs = true
     process:kill 'sigkill'

@@ -1,0 +1,222 @@
+/*
+** lscreen.c - what a terminal shows below the output: a prompt, lines of progress.
+**
+** There is one terminal, so there is one of them at a time in the process. While
+** it is there, what the thread that shows it prints goes through streams that have
+** it erased first; whoever shows it draws it again when the loop is about to wait.
+** Where the C library has no such streams (fopencookie) the output just mixes.
+*/
+#define _GNU_SOURCE /* fopencookie */
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "lcoop.h"
+
+static struct {
+  void (*erase)(void); /* NULL: nothing is shown */
+  uv_thread_t owner;
+  bool open_line;      /* the output does not end with a newline */
+  FILE *real[3], *stream[3]; /* of descriptors 1 and 2; made once, for threads
+                                may keep them */
+} screen;
+
+/* --- streams ------------------------------------------------------------------ */
+
+static void write_all(int fd, const char *s, size_t n) {
+  while (n > 0) {
+    ssize_t done = write(fd, s, n);
+    if (done > 0) {
+      s += done;
+      n -= (size_t)done;
+    } else if (errno == EAGAIN) { /* somebody polls the terminal */
+      struct pollfd p = {fd, POLLOUT, 0};
+      poll(&p, 1, -1);
+    } else if (errno != EINTR) {
+      return;
+    }
+  }
+}
+
+#ifdef __GLIBC__
+static void print_above(int fd, const char *s, size_t n) {
+  uv_thread_t self = uv_thread_self();
+  if (n == 0) return;
+  if (screen.erase && uv_thread_equal(&self, &screen.owner)) {
+    screen.erase();
+    screen.open_line = s[n - 1] != '\n';
+  }
+  write_all(fd, s, n);
+}
+
+static ssize_t write_out(void *cookie, const char *s, size_t n) {
+  (void)cookie;
+  print_above(STDOUT_FILENO, s, n);
+  return (ssize_t)n;
+}
+
+static ssize_t write_err(void *cookie, const char *s, size_t n) {
+  (void)cookie;
+  print_above(STDERR_FILENO, s, n);
+  return (ssize_t)n;
+}
+
+static FILE *open_stream(int fd) {
+  cookie_io_functions_t out = {NULL, write_out, NULL, NULL};
+  cookie_io_functions_t err = {NULL, write_err, NULL, NULL};
+  FILE *f = fopencookie(NULL, "w", fd == STDOUT_FILENO ? out : err);
+  if (f) setvbuf(f, NULL, fd == STDOUT_FILENO ? _IOLBF : _IONBF, BUFSIZ);
+  return f;
+}
+
+/* Has io's file 'name', if it is the stream 'from', be 'to'. [-0, +0, -] */
+static void change_file(lua_State *L, const char *name, FILE *from, FILE *to) {
+  int top = lua_gettop(L);
+  if (lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE) == LUA_TTABLE &&
+      lua_getfield(L, -1, LUA_IOLIBNAME) == LUA_TTABLE) {
+    lua_getfield(L, -1, name);
+    luaL_Stream *s = luaL_testudata(L, -1, LUA_FILEHANDLE);
+    if (s && s->closef && s->f == from) s->f = to;
+  }
+  lua_settop(L, top);
+}
+
+static void redirect(lua_State *L) {
+  for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
+    FILE *now = fd == STDOUT_FILENO ? stdout : stderr;
+    if (!isatty(fd)) continue;
+    if (!screen.stream[fd]) screen.stream[fd] = open_stream(fd);
+    if (!screen.stream[fd]) continue;
+    fflush(now);
+    screen.real[fd] = now;
+    change_file(L, fd == STDOUT_FILENO ? "stdout" : "stderr", now,
+                screen.stream[fd]);
+    if (fd == STDOUT_FILENO) stdout = screen.stream[fd];
+    else stderr = screen.stream[fd];
+  }
+}
+
+static void restore(lua_State *L) {
+  for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
+    FILE *stream = screen.stream[fd], *real = screen.real[fd];
+    if (!stream || !real) continue;
+    fflush(stream);
+    change_file(L, fd == STDOUT_FILENO ? "stdout" : "stderr", stream, real);
+    if (fd == STDOUT_FILENO) stdout = real;
+    else stderr = real;
+    screen.real[fd] = NULL;
+  }
+}
+#else
+static void redirect(lua_State *L) { (void)L; }
+static void restore(lua_State *L) { (void)L; }
+#endif
+
+/* --- what is shown -------------------------------------------------------------- */
+
+bool coop__show_below(lua_State *L, void (*erase)(void)) {
+  if (screen.erase || !lua_checkstack(L, 4)) return screen.erase == erase;
+  redirect(L);
+  screen.owner = uv_thread_self();
+  screen.erase = erase;
+  screen.open_line = false;
+  return true;
+}
+
+void coop__show_no_more(lua_State *L, void (*erase)(void)) {
+  if (screen.erase != erase || !lua_checkstack(L, 4)) return;
+  restore(L);
+  screen.erase = NULL;
+}
+
+void coop__end_line(void) {
+  fflush(stdout);
+  if (screen.open_line) write_all(STDOUT_FILENO, "\n", 1);
+  screen.open_line = false;
+}
+
+/* --- a block of lines ------------------------------------------------------------ */
+
+static int block; /* lines that stand below the output now */
+
+static void erase_block(void) {
+  char text[32];
+  if (block == 0) return;
+  int n = block > 1 ? snprintf(text, sizeof text, "\r\033[%dA\033[J", block - 1)
+                    : snprintf(text, sizeof text, "\r\033[J");
+  block = 0;
+  write_all(STDERR_FILENO, text, (size_t)n);
+}
+
+static int count_lines(const char *s) {
+  int n = 1;
+  while ((s = strchr(s, '\n'))) n++, s++;
+  return n;
+}
+
+/* core.paint(text): shows the lines of the text below all output, in place of those
+   before; core.paint(nil) erases them. False when something else is shown there. */
+static int paint(lua_State *L) {
+  size_t n;
+  const char *text = luaL_optlstring(L, 1, NULL, &n);
+  bool mine = text ? coop__show_below(L, erase_block) : screen.erase == erase_block;
+  if (mine) {
+    erase_block();
+    if (text) {
+      coop__end_line();
+      write_all(STDERR_FILENO, text, n);
+      block = count_lines(text);
+    } else {
+      coop__show_no_more(L, erase_block);
+    }
+  }
+  lua_pushboolean(L, mine);
+  return 1;
+}
+
+void coop__screen_shut(lua_State *L) {
+  uv_thread_t self = uv_thread_self();
+  if (screen.erase != erase_block || !uv_thread_equal(&self, &screen.owner)) return;
+  if (block > 0) write_all(STDERR_FILENO, "\n", 1);
+  block = 0;
+  coop__show_no_more(L, erase_block);
+}
+
+/* core.terminal(fd): how many columns it has when it is a terminal, else nil. */
+static int terminal(lua_State *L) {
+  int fd = (int)luaL_checkinteger(L, 1);
+  struct winsize size;
+  if (!isatty(fd)) return 0;
+  bool known = ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  lua_pushinteger(L, known ? size.ws_col : 80);
+  return 1;
+}
+
+bool coop__colours(int fd) {
+  const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
+  return !(no && *no) && term && strcmp(term, "dumb") != 0 && isatty(fd);
+}
+
+/* core.colours(fd): may what is written to it have colours? */
+static int colours(lua_State *L) {
+  lua_pushboolean(L, coop__colours((int)luaL_checkinteger(L, 1)));
+  return 1;
+}
+
+static const luaL_Reg core_functions[] = {
+  {"paint", paint},
+  {"terminal", terminal},
+  {"colours", colours},
+  {NULL, NULL}
+};
+
+void coop__open_screen(lua_State *L) {
+  lua_pushvalue(L, 2);
+  coop__setfuncs(L, core_functions);
+  lua_settop(L, 2);
+}
