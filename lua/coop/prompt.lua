@@ -164,12 +164,12 @@ local function read(text)
   return io.read 'l' or false
 end
 
--- Evaluation ----------------------------------------------------------------------------------------
+-- Evaluation --------------------------------------------------------------------------------------
 
 local function ends_early(message) return message:sub(-5) == '<eof>' end
 
--- The text as a function: as an expression, else as statements. Or nil, a message, and whether more
--- of it might do.
+-- The text as a function: as an expression, else as statements. Or nil, a message, and whether
+-- more of it might do.
 local function compile(text)
   local chunk, message = load('return ' .. text:gsub('^=', ''), '=stdin')
   if chunk then return chunk end
@@ -224,7 +224,7 @@ local function evaluate(chunk, complain)
   broken_off = nil
 end
 
--- The whole ----------------------------------------------------------------------------------------
+-- The whole ---------------------------------------------------------------------------------------
 
 --- Reads and evaluates to the end of the input. `complain(text)` tells of errors; the host has
 --- `signal()`, the one that came, and `rearm()`, which makes Ctrl-C raise again.

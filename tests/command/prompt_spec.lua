@@ -293,7 +293,8 @@ describe('the prompt', function()
   describe('at Ctrl-D', function()
     it('leaves in good order whatever runs', function()
       start()
-      t:enter 'coop.reactor:add_system_event_trigger("before", "shutdown", print, "trigger") and nil'
+      t:enter 'r = coop.reactor'
+      t:enter 'r:add_system_event_trigger("before", "shutdown", print, "trigger") and nil'
       t:enter 'coop.LoopingCall(print):start(1000) and nil'
       t:enter 'x = setmetatable({}, { __gc = function() print "collected" end })'
       t:expect_last '>'
@@ -304,7 +305,8 @@ describe('the prompt', function()
     end)
 
     it('gives the terminal back as it was', function()
-      t = terminal.open(('stty -g; %s; stty -g; true'):format(terminal.coop), { XDG_STATE_HOME = state })
+      t = terminal.open(('stty -g; %s; stty -g; true'):format(terminal.coop),
+        { XDG_STATE_HOME = state })
       t:expect_last '>'
       t:press 'C-d'
       t:expect 'status 0'
