@@ -21,6 +21,12 @@ local expensive = coop.generator(function(number)
   end
 end)
 
+-- How far it has come is told on standard error: on a terminal by a line that is redrawn.
+local function values_of(number)
+  local progress = coop.progress(count, tostring(number))
+  return coop.await(coop.batch_accumulate(1000, expensive(number), { progress = progress }))
+end
+
 local function sum(values)
   local total = 0
   for _, value in ipairs(values) do total = total + value end
@@ -29,11 +35,11 @@ end
 
 -- The second pass works on what came out of the first.
 local two_passes = coop.inline_callbacks(function(number)
-  local first = sum(coop.await(coop.batch_accumulate(1000, expensive(number))))
+  local first = sum(values_of(number))
   log('%s: first sum %.0f', number, first)
 
   local next_number = first // 1e9 | 0
-  local second = sum(coop.await(coop.batch_accumulate(1000, expensive(next_number))))
+  local second = sum(values_of(next_number))
   log('%s: second sum %.0f', number, second)
   return second
 end)

@@ -685,14 +685,26 @@ function M.Block(stage, ...)
   return self, nil, nil, self
 end
 
+-- The Progress that the last argument names as an option; how many arguments are before it.
+local function progress_at_end(...)
+  local n = select('#', ...)
+  local options = n > 0 and select(n, ...)
+  local progress = type(options) == 'table' and rawget(options, 'progress')
+  if coop.type(progress) ~= 'Progress' then return nil, n end
+  return progress, n - 1
+end
+
 --- Runs a stage to its end, as a task of the global Cooperator: each value is a step. Fires with
 --- the list of the values. The failure of one that fails has those that came before as `partial`.
 --- Cancelling it closes the stage.
+---
+--- A table `{progress = p}` behind the trap items has the values counted by a `coop.progress`.
 ---@param stage any or what can be wrapped
 ---@param ... any trap items
 ---@return coop.Deferred
 function M.Deferred(stage, ...)
-  local source, bad, expected, got = wrap_for(stage, ...)
+  local progress, n = progress_at_end(...)
+  local source, bad, expected, got = wrap_for(stage, table.unpack({ ... }, 1, n))
   if not source then core.check('Deferred', bad, expected, got) end
   local results = {}
   local task, done
@@ -715,6 +727,7 @@ function M.Deferred(stage, ...)
     close(source)
     fail(failure)
   end)
+  if progress then core.follow(progress, results, done) end
   return done
 end
 

@@ -128,9 +128,10 @@ end
 
 -- The C module; nil where readline was not there when coop was built.
 local function load_editor()
-  local directory = core.libdir()
-  local open = directory and package.loadlib(directory .. '/coop_prompt.so', 'luaopen_coop_prompt')
-  if open then return open() end
+  for _, directory in ipairs(core.libdirs()) do
+    local open = package.loadlib(directory .. '/coop_prompt.so', 'luaopen_coop_prompt')
+    if open then return open() end
+  end
   local ok, module = pcall(require, 'coop_prompt')
   return ok and module or nil
 end

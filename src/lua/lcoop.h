@@ -171,6 +171,7 @@ typedef struct coop_context {
   unsigned turns;      /* that the loop has made, round and round */
   struct coop_net *net; /* sockets (lnet.c), once there are any */
   coop_outside outside; /* for C modules beside coop */
+  struct ticker *ticker; /* redraws (lscreen.c), once something was shown */
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_bool pending;
     unsigned raised;   /* how often it has been */

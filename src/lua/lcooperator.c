@@ -1496,27 +1496,62 @@ static int coiterate(lua_State *L) {
   return coiterate_with(L, 3, 1, d);
 }
 
-/* Starts a task that accumulates: iterator at 'it', Cooperator (or nil) at 'idx'. */
+/* Pushes the Progress that the options at 'idx' name, or nil. [-0, +1, v] */
+static void push_progress(lua_State *L, const char *fname, int idx, int arg) {
+  if (lua_isnil(L, idx)) {
+    lua_pushnil(L);
+    return;
+  }
+  pushctx(L, CTX_CORE);
+  lua_getfield(L, -1, "progress_of");
+  lua_remove(L, -2);
+  lua_pushstring(L, fname);
+  lua_pushinteger(L, arg);
+  lua_pushvalue(L, idx);
+  lua_call(L, 3, 1);
+}
+
+/* The Progress at 'p' counts the values of the task behind its Deferred at 'd'. */
+static void follow(lua_State *L, int p, int d) {
+  pushctx(L, CTX_CORE);
+  lua_getfield(L, -1, "follow");
+  lua_remove(L, -2);
+  lua_pushvalue(L, p);
+  lua_getiuservalue(L, d + 1, TASK_VALUES);
+  lua_pushvalue(L, d);
+  lua_call(L, 3, 0);
+}
+
+/* Starts a task that accumulates: iterator at 'it', behind it a Cooperator and a
+   table of options, either of which may be missing. */
 static int accumulate_with(lua_State *L, const char *fname, int it, int arg,
                            lua_Integer batch) {
   coop__checkiterator(L, it, fname, arg);
-  int c = it + 1;
-  lua_settop(L, c);
+  int c = it + 1, options = it + 2;
+  lua_settop(L, options);
+  if (lua_istable(L, c) && lua_isnil(L, options)) { /* they stand in its place */
+    lua_rotate(L, c, 1);
+    arg--;
+  }
+  push_progress(L, fname, options, arg + 2);
+  lua_replace(L, options);
   if (lua_isnil(L, c)) {
     pushctx(L, CTX_COOPERATOR);
     lua_replace(L, c);
   }
   checkcooperator(L, c, fname, arg + 1);
+  int d = options + 1; /* the task is behind it */
   coop__deferred_new(L);
   task *t = task_new(L, c, it, batch);
   lua_newtable(L);
-  lua_setiuservalue(L, c + 2, TASK_VALUES);
-  lua_pushvalue(L, c + 1);
-  lua_setiuservalue(L, c + 2, TASK_TARGET);
-  lua_pushvalue(L, c + 2);
-  lua_setiuservalue(L, c + 1, DEFERRED_RESULT); /* cancel and pause reach it */
+  lua_setiuservalue(L, d + 1, TASK_VALUES);
+  lua_pushvalue(L, d);
+  lua_setiuservalue(L, d + 1, TASK_TARGET);
+  lua_pushvalue(L, d + 1);
+  lua_setiuservalue(L, d, DEFERRED_RESULT); /* cancel and pause reach it */
+  if (!lua_isnil(L, options)) follow(L, options, d);
   add(L, lua_touserdata(L, c), t);
-  lua_settop(L, c + 1);
+  lua_settop(L, d);
   return 1;
 }
 

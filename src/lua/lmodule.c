@@ -297,7 +297,8 @@ static int public_loader(lua_State *L) {
 }
 
 static const char *const internal_parts[] = {"iterator", "timing", "aggregate",
-                                             "sync", "accumulate", "runtime", NULL};
+                                             "sync", "accumulate", "progress",
+                                             "runtime", NULL};
 
 static bool is_internal(const char *name) {
   for (int i = 0; internal_parts[i]; i++)

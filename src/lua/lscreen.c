@@ -187,6 +187,57 @@ void coop__screen_shut(lua_State *L) {
   coop__show_no_more(L, erase_block);
 }
 
+/* --- the timer that redraws ---------------------------------------------------------- */
+
+typedef struct ticker {
+  coop_closer closer;
+  uv_timer_t timer;
+  coop_context *ctx;
+} ticker;
+
+static void free_ticker(uv_handle_t *h) {
+  free(coop_container((uv_timer_t *)h, ticker, timer));
+}
+
+static void close_ticker(coop_closer *closer) {
+  ticker *t = coop_container(closer, ticker, closer);
+  t->ctx->ticker = NULL;
+  uv_close((uv_handle_t *)&t->timer, free_ticker);
+}
+
+static void on_tick(uv_timer_t *h) {
+  ticker *t = coop_container(h, ticker, timer);
+  coop__from_loop(t->ctx, &t->ctx->ticker, NULL);
+}
+
+/* core.every(seconds, f): calls f so often, unless the loop has nothing else to do;
+   without arguments: no more. */
+static int every(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  if (ctx->closed) return 0;
+  if (ctx->ticker && lua_isnoneornil(L, 1)) {
+    uv_timer_stop(&ctx->ticker->timer);
+  } else if (!lua_isnoneornil(L, 1)) {
+    uint64_t ms = (uint64_t)(luaL_checknumber(L, 1) * 1000);
+    lua_settop(L, 2);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->ticker);
+    if (!ctx->ticker) {
+      ticker *t = malloc(sizeof *t);
+      if (!t) return luaL_error(L, "not enough memory");
+      t->ctx = ctx;
+      t->closer.close = close_ticker;
+      coop__link_init(&t->closer.link);
+      coop__link_insert(&ctx->outside.closers, &t->closer.link);
+      uv_timer_init(ctx->loop.uv, &t->timer);
+      uv_unref((uv_handle_t *)&t->timer);
+      ctx->ticker = t;
+    }
+    uv_update_time(ctx->loop.uv);
+    uv_timer_start(&ctx->ticker->timer, on_tick, ms, ms);
+  }
+  return 0;
+}
+
 /* core.terminal(fd): how many columns it has when it is a terminal, else nil. */
 static int terminal(lua_State *L) {
   int fd = (int)luaL_checkinteger(L, 1);
@@ -211,6 +262,7 @@ static int colours(lua_State *L) {
 static const luaL_Reg core_functions[] = {
   {"paint", paint},
   {"terminal", terminal},
+  {"every", every},
   {"colours", colours},
   {NULL, NULL}
 };
