@@ -87,6 +87,8 @@ enum {
   CTX_FRAMES,     /* frames of the error just caught, or nil */
   CTX_RAISED,     /* the Failure whose value was raised last */
   CTX_MSGH,       /* coop__msgh as a function */
+  CTX_PLAIN,      /* runs the plain handlers of a Deferred (lrun.c) */
+  CTX_FRESH,      /* the metatable of a Deferred that is neither fired nor paused */
   CTX_DEATHS,     /* weak: thread -> frames of the error that ends it */
   CTX_FIBER_MSGH, /* its message handler */
   CTX_FIBER_MAIN, /* the function at the base of each fiber */
@@ -212,8 +214,8 @@ static inline uint64_t coop__cycles(void) { return uv_hrtime(); }
 
 /* The object at 'idx' when it is one of coop's, else NULL. [-0, +0, -] */
 static inline object *toobject(lua_State *L, int idx) {
-  object *o;
-  if (lua_rawlen(L, idx) < sizeof *o || !(o = lua_touserdata(L, idx))) return NULL;
+  object *o = lua_touserdata(L, idx);
+  if (!o || lua_rawlen(L, idx) < sizeof *o) return NULL; /* light ones have none */
   uintptr_t at = (uintptr_t)o->tag - (uintptr_t)coop__kinds;
   return at < sizeof coop__kinds ? o : NULL;
 }
@@ -223,12 +225,14 @@ static inline kind kindof(const object *o) {
 }
 
 static inline void *tokind(lua_State *L, int idx, kind k) {
-  object *o = lua_type(L, idx) == LUA_TUSERDATA ? toobject(L, idx) : NULL;
+  object *o = toobject(L, idx);
   return o && kindof(o) == k ? (void *)o : NULL;
 }
 
 /* A new userdata of this kind with its metatable, zeroed. [-0, +1, m] */
 void *coop__new(lua_State *L, kind k, size_t size, int nuv);
+/* The same with another metatable: slot 'slot' of the context. */
+void *coop__newfrom(lua_State *L, int slot, kind k, size_t size, int nuv);
 
 /* The name that coop.type gives to the value at 'idx', or NULL. [-0, +0, -] */
 const char *coop__typename(lua_State *L, int idx);
@@ -290,14 +294,18 @@ void coop__reporterror(lua_State *L);
 
 /* Calls a script's function as lua_pcall does; an error leaves no run behind, nor
    the idea that a call is under way. [-(nargs+1), +nres|1, -] */
-static inline bool coop__pcall(lua_State *L, int nargs, int nres, int msgh) {
-  coop_context *ctx = getctx(L);
+static inline bool coop__pcall_in(coop_context *ctx, lua_State *L, int nargs,
+                                  int nres, int msgh) {
   int depth = ctx->depth;
   bool calling = ctx->calling;
   bool ok = lua_pcall(L, nargs, nres, msgh) == LUA_OK;
   ctx->depth = depth;
   ctx->calling = calling;
   return ok;
+}
+
+static inline bool coop__pcall(lua_State *L, int nargs, int nres, int msgh) {
+  return coop__pcall_in(getctx(L), L, nargs, nres, msgh);
 }
 
 /* --- Deferreds (ldeferred.c) ---------------------------------------------- */
@@ -352,7 +360,7 @@ typedef struct deferred {
 } deferred;
 
 static inline deferred *todeferred(lua_State *L, int idx) {
-  object *o = lua_type(L, idx) == LUA_TUSERDATA ? toobject(L, idx) : NULL;
+  object *o = toobject(L, idx);
   return o && kindof(o) <= KIND_INLINE ? (deferred *)o : NULL;
 }
 
@@ -370,29 +378,14 @@ deferred *coop__deferred_new(lua_State *L);
 void coop__fire(lua_State *L, int idx);
 /* The same without running: for who runs it himself. */
 void coop__settle(lua_State *L, int idx);
-/* Fires the body at 'cur' with what it left on top: a value, a Failure, or a
-   Deferred to wait for. [-1, +0, m] */
-void coop__body_settle(lua_State *L, int cur);
-/* The run at 'cur' goes on with the one on top, and comes back to 'cur' when that
-   has nothing more to do. [-1, +0, m] */
-void coop__enter(lua_State *L, int cur);
-/* Runs what was reached too deep. [-0, +0, m] */
-void coop__run_later(lua_State *L);
-/* A function that promises that all it reaches has run when it returns begins and
-   ends; what nests in it may leave its effects to it. */
-static inline bool coop__begin(coop_context *ctx) {
-  bool outer = !ctx->calling;
-  ctx->calling = true;
-  return outer;
+/* The plain Deferred at 'idx' has a state of its own from now on. [-0, +0, -] */
+void coop__unfresh(lua_State *L, int idx);
+/* Takes the value or Failure on top as the result. [-1, +0, -] */
+static inline void coop__set_result(lua_State *L, int idx, deferred *d) {
+  d->flags &= (uint16_t)~(D_FAILED | D_HANDLED);
+  if (tofailure(L, -1)) d->flags |= D_FAILED;
+  lua_setiuservalue(L, idx, DEFERRED_RESULT);
 }
-/* Ends the C function, with the 'n' results on top. A body that is too deep for
-   another run leaves it to the run that it is itself in. */
-int coop__end(lua_State *L, bool outer, int n);
-/* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
-   [-0, +0, m] */
-void coop__run(lua_State *L, int idx);
-/* The same, however deep: a new body runs to its first wait. */
-void coop__run_now(lua_State *L, int idx);
 
 /* How the Deferred at 'idx' stands for who would wait: fired and at rest? */
 static inline bool settled(const deferred *d) {
@@ -402,18 +395,76 @@ static inline bool settled(const deferred *d) {
 
 /* The failure that 'd' at 'idx' carries has reached somebody. [-0, +0, -] */
 void coop__handled(lua_State *L, int idx);
+/* The Deferred at 'idx' comes to rest with a failure that reached nobody: should it
+   be collected so, its guard reports it. [-0, +0, m] */
+void coop__guard(lua_State *L, int idx, deferred *d);
+void coop__unguard(lua_State *L, int idx, deferred *d);
 
-/* True when the Deferred at 'idx' waits, directly or through others, on the one
-   at 'target'. [-0, +0, -] */
-bool coop__waitson(lua_State *L, int idx, int target);
-/* Pushes the error for that. [-0, +1, m] */
-void coop__pushcycle(lua_State *L);
-
-void coop__cancel(lua_State *L, int idx);
 /* d:callback(v), d:errback(e), core.observe(d, f): as in Lua. */
 int coop__callback(lua_State *L);
 int coop__errback(lua_State *L);
 int coop__observe(lua_State *L);
+
+/* Pushes what is to fail a Deferred that would wait on itself. [-0, +1, m] */
+void coop__pushcycle(lua_State *L);
+/* Pushes the Failure of what was cancelled. [-0, +1, m] */
+void coop__pushcancelled(lua_State *L);
+
+/* --- the run (lrun.c) ------------------------------------------------------------ */
+
+struct run {
+  lua_State *L;
+  coop_context *ctx;
+  int base;          /* its part of the stack begins above */
+  int cur;           /* where the Deferred under way stands: on top */
+  deferred *d;       /* that one */
+  lua_Integer floor; /* of CTX_WORK: what is above was interrupted by this run */
+};
+
+/* The run goes on with the Deferred on top, just above the one under way, and comes
+   back to that when it has nothing more to do. [-1, +(0|1), m] */
+void coop__enter(struct run *r);
+/* Fires the body at 'cur' with what it left on top: a value, a Failure, or a
+   Deferred to wait for. [-1, +0, m] */
+void coop__body_settle(lua_State *L, int cur);
+/* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
+   [-0, +0, m] */
+void coop__run(lua_State *L, int idx);
+/* The same, however deep: a new body runs to its first wait. */
+void coop__run_now(lua_State *L, int idx);
+/* The Deferred at 'idx' has a new handler. [-0, +0, m] */
+void coop__added(lua_State *L, int idx);
+/* Has the Deferred at 'idx' cancelled when what is under way is over. [-0, +0, m] */
+void coop__cancel_later(lua_State *L, int idx);
+/* Runs what was reached too deep. [-0, +0, m] */
+void coop__run_later(lua_State *L);
+
+/* A function that promises that all it reaches has run when it returns begins and
+   ends; what nests in it may leave its effects to it. */
+static inline bool coop__begin(coop_context *ctx) {
+  bool outer = !ctx->calling;
+  ctx->calling = true;
+  return outer;
+}
+int coop__end_later(lua_State *L, coop_context *ctx, int n);
+/* Ends the C function, with the 'n' results on top. A body that is too deep for
+   another run leaves it to the run that it is itself in. */
+static inline int coop__end(lua_State *L, bool outer, int n) {
+  coop_context *ctx = getctx(L);
+  if (!outer) return n;
+  ctx->calling = false;
+  if (ctx->later_first > ctx->later_last) return n;
+  return coop__end_later(L, ctx, n);
+}
+
+/* --- who waits on whom (lwaits.c) ------------------------------------------------- */
+
+/* True when the Deferred at 'idx' waits, directly or through others, on the one
+   at 'target'. [-0, +0, -] */
+bool coop__waitson(lua_State *L, int idx, int target);
+void coop__cancel(lua_State *L, int idx);
+/* The same, however deep. */
+void coop__cancel_now(lua_State *L, int idx);
 void coop__pause(lua_State *L, int idx);
 void coop__unpause(lua_State *L, int idx);
 
@@ -426,6 +477,10 @@ bool coop__hand(lua_State *L, int idx);
 
 /* Puts a handler at the end. Pops its value. [-1, +0, m] */
 void coop__append(lua_State *L, int idx, handler_kind k);
+/* The kind of the next handler; H_MORE when it stands in the table of more. */
+static inline handler_kind nextkind(const deferred *d) {
+  return (handler_kind)((d->kinds[d->first >> 1] >> ((d->first & 1) * 4)) & 15);
+}
 
 /* A waiter was put at the end of the Deferred at 'idx', and may be woken from now
    on: what it shares is not held by the pause of another. [-0, +0, m] */
@@ -541,8 +596,8 @@ static inline bool body_ready(const body *b) {
 /* Makes a body of the function and 'nargs' arguments on top. [-(n+1), +1, m] */
 body *coop__body_new(lua_State *L, kind k, int nargs);
 int coop__spawn(lua_State *L); /* coop.spawn(f, ...) */
-/* Resumes the body at 'cur' once. [-0, +0, m] */
-void coop__body_resume(lua_State *L, int cur);
+/* Resumes the body under way once. [-0, +0, m] */
+void coop__body_resume(struct run *r);
 /* The Deferred at 'from' has reached the body at 'cur'. [-0, +0, m] */
 void coop__body_wake(lua_State *L, int cur, int from);
 
@@ -707,6 +762,10 @@ void coop__screen_shut(lua_State *L);
        1 and 2; each leaves the stack as found. [-0, +0, m] */
 void coop__open_failure(lua_State *L);
 void coop__open_deferred(lua_State *L);
+void coop__open_run(lua_State *L);
+void coop__open_waits(lua_State *L);
+/* The methods of Deferreds are all there, those made in Lua too. */
+void coop__seal_deferred(lua_State *L);
 void coop__open_fiber(lua_State *L);
 void coop__open_coroutine(lua_State *L);
 void coop__open_generator(lua_State *L);

@@ -226,8 +226,10 @@ static void leave_with(lua_State *L, int cur, body *b, int nres) {
   finish(L, cur, b);
 }
 
-static void on_yield(lua_State *L, int cur, body *b, int nres) {
-  coop_context *ctx = getctx(L);
+static void on_yield(struct run *r, body *b, int nres) {
+  lua_State *L = r->L;
+  coop_context *ctx = r->ctx;
+  int cur = r->cur;
   signal_kind signal = ctx->signal;
   ctx->signal = SIGNAL_NONE;
   lua_getiuservalue(L, cur, BODY_FIBER);
@@ -244,7 +246,7 @@ static void on_yield(lua_State *L, int cur, body *b, int nres) {
       lua_pushvalue(L, -1);
       lua_setiuservalue(L, cur, BODY_WAIT);
       b->state = BODY_VALUE;
-      coop__enter(L, cur);
+      coop__enter(r);
       break;
     case SIGNAL_RUN:
       b->state = BODY_PLAIN;
@@ -296,9 +298,10 @@ static bool isdying(const body *b) {
   return lua_status(b->co) == LUA_OK && lua_getstack(b->co, 0, &ar);
 }
 
-void coop__body_resume(lua_State *L, int cur) {
-  body *b = lua_touserdata(L, cur);
-  int nres, top = lua_gettop(L);
+void coop__body_resume(struct run *r) {
+  lua_State *L = r->L;
+  body *b = (body *)r->d;
+  int nres, cur = r->cur;
   if (isdying(b)) {
     b->state = BODY_ENDED;
     return;
@@ -307,7 +310,7 @@ void coop__body_resume(lua_State *L, int cur) {
     close_body(L, cur, b);
     return;
   }
-  coop_context *ctx = getctx(L);
+  coop_context *ctx = r->ctx;
   bool calling = ctx->calling;
   uint8_t mode = ctx->flow.mode;
   ctx->calling = false; /* what it calls shall have run when it returns */
@@ -318,7 +321,7 @@ void coop__body_resume(lua_State *L, int cur) {
   ctx->calling = calling;
   ctx->flow.mode = mode;
   if (status == LUA_YIELD) {
-    on_yield(L, cur, b, nres);
+    on_yield(r, b, nres);
   } else if (status == LUA_OK) {
     if (nres == 0) lua_pushnil(L);
     else pushreturned(L, b, nres);
@@ -326,7 +329,6 @@ void coop__body_resume(lua_State *L, int cur) {
   } else {
     died(L, cur, b);
   }
-  lua_settop(L, top);
 }
 
 void coop__body_wake(lua_State *L, int cur, int from) {

@@ -23,13 +23,17 @@ static const char registry_key; /* its address: the context */
 
 /* --- objects -------------------------------------------------------------------- */
 
-void *coop__new(lua_State *L, kind k, size_t size, int nuv) {
+void *coop__newfrom(lua_State *L, int slot, kind k, size_t size, int nuv) {
   object *o = lua_newuserdatauv(L, size, nuv);
   memset(o, 0, size);
   o->tag = &coop__kinds[k];
-  pushctx(L, CTX_META + (int)k);
+  pushctx(L, slot);
   lua_setmetatable(L, -2);
   return o;
+}
+
+void *coop__new(lua_State *L, kind k, size_t size, int nuv) {
+  return coop__newfrom(L, CTX_META + (int)k, k, size, nuv);
 }
 
 const char *coop__typename(lua_State *L, int idx) {
@@ -408,6 +412,8 @@ static int fill(lua_State *L) {
   lua_setiuservalue(L, CTX, CTX_ERRORS);
   coop__open_failure(L);
   coop__open_deferred(L);
+  coop__open_run(L);
+  coop__open_waits(L);
   coop__open_fiber(L);
   coop__open_coroutine(L);
   coop__open_generator(L);
@@ -423,6 +429,7 @@ static int fill(lua_State *L) {
   coop__open_api(L);
   coop__open_screen(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
+  coop__seal_deferred(L);
   preload_public(L);
   return 0;
 }
