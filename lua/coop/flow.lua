@@ -797,13 +797,23 @@ function M.make_protocol(controller, options)
   return function(conn) return converse(controller, conn):add_errback(forgive) end
 end
 
+-- Who takes values faster than a thread makes them would be woken for each: when few came soon,
+-- more are left to come.
+local FEW, SOON, WHILE = 64, 0.0005, 0.001 -- values, seconds, seconds
+
+local function yield_batches(source)
+  while true do
+    local asked = coop.seconds()
+    local batch = await(source:batch())
+    if not batch then return end
+    for i = 1, batch.n do yield(batch[i]) end
+    if batch.n < FEW and coop.seconds() - asked < SOON then await(coop.sleep(WHILE)) end
+  end
+end
+
 local threaded = coop.generator(function(f, args)
   local stream <close> = core.threads.stream(f, table.unpack(args, 1, args.n))
-  local batch = await(stream:batch())
-  while batch do
-    for i = 1, batch.n do yield(batch[i]) end
-    batch = await(stream:batch())
-  end
+  yield_batches(stream)
 end)
 
 --- The values of an iterator that runs in a thread of its own, where it may block: `f` is a
@@ -838,11 +848,7 @@ end
 local query = coop.generator(function(pool, text)
   if pool._closing then error('QueryIterator: the pool is closed', 0) end
   local source <close> = core.db.open_rows(pool, text)
-  local batch = await(source:batch())
-  while batch do
-    for i = 1, batch.n do yield(batch[i]) end
-    batch = await(source:batch())
-  end
+  yield_batches(source)
 end)
 
 --- The rows of a query, each with its columns by number and by name, a bounded number ahead. The

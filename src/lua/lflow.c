@@ -181,6 +181,20 @@ static int pull_otherwise(lua_State *L) {
   return 1;
 }
 
+/* Is what was yielded a plain value at first sight? */
+static inline bool isobvious(lua_State *co, int idx) {
+  switch (lua_type(co, idx)) {
+    case LUA_TNUMBER:
+    case LUA_TSTRING:
+    case LUA_TBOOLEAN: return true;
+    case LUA_TTABLE:
+      if (!lua_getmetatable(co, idx)) return true;
+      lua_pop(co, 1);
+      return false;
+    default: return false;
+  }
+}
+
 /* stage(): its next value; nil at the end. */
 int coop__flow_pull(lua_State *L) {
   lua_rawgeti(L, 1, STAGE_BODY);
@@ -192,8 +206,7 @@ int coop__flow_pull(lua_State *L) {
   g->state = GENERATOR_RUNS;
   int status = resume(ctx, L, co, 0, &nres);
   if (status == LUA_YIELD && nres == 1 && ctx->signal == SIGNAL_NONE) {
-    int type = lua_type(co, -1);
-    if (type == LUA_TNUMBER || type == LUA_TSTRING || type == LUA_TBOOLEAN) {
+    if (isobvious(co, -1)) {
       g->state = GENERATOR_READY;
       lua_xmove(co, L, 1);
       return 1;
