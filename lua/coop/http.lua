@@ -204,9 +204,11 @@ local new_response = core.class('Response', Response, {
   __call = function(self) return coop.await(self:read()) end,
 })
 
--- Makes a response of a head as it came: "HTTP/1.1 200 OK", and headers.
+-- Makes a response of a head as it came: "HTTP/1.1 200 OK", and headers. Nil when it is none, which
+-- libcurl does not mind.
 local function parse_head(head)
-  local version, status, reason = head:match '^HTTP/([%d.]+) +(%d+) *([^\r\n]*)'
+  local version, status, reason = head:match '^HTTP/([%d.]+) +(%d%d%d) *([^\r\n]*)'
+  if not status then return nil end
   local headers = setmetatable({}, any_case)
   local last
   for line in head:gmatch '\n([^\r\n]+)' do
@@ -229,6 +231,13 @@ end
 local function on_news(state, transfer, head, url, over, code, text)
   if head then
     local fields = parse_head(head)
+    if not fields then
+      transfer:cancel()
+      if not state.d.called then
+        state.d:errback(outcome_error(8, 'the head of the response is malformed', state.options))
+      end
+      return
+    end
     fields.url = url or state.options.url
     if state.stream then
       fields._transfer, fields._over = transfer, false

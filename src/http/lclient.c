@@ -6,8 +6,9 @@
 ** as having news; when libcurl has returned, the news are told to Lua. So no Lua
 ** runs inside libcurl, and libcurl may be called by whatever Lua does.
 **
-** A transfer is a root, in the client's table, exactly while libcurl may have
-** news of it: one that is paused because nobody reads it is its reader's.
+** A transfer is a root, in the client's table, and work for the loop exactly while
+** libcurl may have news of it: one that is paused because nobody reads it is its
+** reader's.
 */
 #include <curl/curl.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@ typedef struct client {
   coop_closer closer;
   coop_link transfers; /* all with an easy handle */
   coop_link news;      /* those to be told of */
+  size_t held;         /* how many are roots; then the timer is work */
 } client;
 
 /* user values of the client */
@@ -41,6 +43,7 @@ typedef struct transfer {
   size_t max_body;
   bool stream;
   bool follows;   /* redirects */
+  bool held;      /* a root */
   bool paused;    /* by the write callback: the body is full */
   bool has_head;  /* the final one */
   bool told_head;
@@ -220,12 +223,18 @@ static transfer *checktransfer(lua_State *L) {
 /* Makes the transfer at 'at' a root, or no more; the client is at 'owner'.
    [-0, +0, m] */
 static void hold(lua_State *L, int owner, int at, bool held) {
-  at = lua_absindex(L, at);
+  transfer *t = lua_touserdata(L, at);
+  client *c = t->client;
+  if (held == t->held) return;
   lua_getiuservalue(L, owner, CLIENT_HELD);
   if (held) lua_pushvalue(L, at);
   else lua_pushnil(L);
-  lua_rawsetp(L, -2, lua_touserdata(L, at));
+  lua_rawsetp(L, -2, t);
   lua_pop(L, 1);
+  t->held = held;
+  c->held += held ? 1 : (size_t)-1;
+  if (c->timer && c->held > 0) uv_ref((uv_handle_t *)c->timer);
+  else if (c->timer) uv_unref((uv_handle_t *)c->timer);
 }
 
 static void pusherror(lua_State *L, const transfer *t) {
@@ -483,6 +492,7 @@ static bool open_timer(client *c) {
   if (!timer) return false;
   uv_timer_init(c->outside->loop, timer);
   timer->data = c;
+  uv_unref((uv_handle_t *)timer);
   c->timer = timer;
   return true;
 }

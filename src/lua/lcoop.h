@@ -147,6 +147,7 @@ typedef struct coop_context {
   lua_Integer passing; /* size of CTX_PASSING */
   coop_link fibers;    /* all that have a body which has not ended */
   coop_link active;    /* Cooperators with a tick to come */
+  coop_link watches;   /* descriptors that are to be readable (lreactor.c) */
   struct {
     lua_State *co;    /* whose yields are stored, or NULL */
     lua_Integer n;    /* values in CTX_EMIT */
@@ -721,6 +722,8 @@ void coop__rearm(lua_State *L);
    libuv's: no error gets out, it is reported. False when there was one. It is to
    set ctx->turning, and when done coop__rearm. [-0, +0, -] */
 bool coop__from_loop(coop_context *ctx, const void *key, void *arg);
+/* Closes what waits for a descriptor to be readable. [-0, +0, -] */
+void coop__watches_shut(coop_context *ctx);
 
 /* One turn of the loop; waits for something to happen when 'wait'. False when nothing
    is left. [-0, +0, v] */

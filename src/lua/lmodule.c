@@ -353,6 +353,7 @@ void coop__shut(coop_context *ctx) {
   coop__posts_close(ctx->posts);
   coop__run_posts(ctx);
   ctx->closed = true;
+  coop__watches_shut(ctx);
   coop__net_shut(ctx);
   coop__outside_shut(ctx);
   coop__screen_shut(ctx->L);
@@ -447,6 +448,7 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   ctx->until = HUGE_VAL;
   coop__link_init(&ctx->fibers);
   coop__link_init(&ctx->active);
+  coop__link_init(&ctx->watches);
   coop__link_init(&ctx->outside.closers);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   ctx->L = lua_tothread(L, -1);

@@ -188,11 +188,27 @@ static int waiting(lua_State *L) {
 typedef struct watch {
   uv_poll_t poll;
   coop_context *ctx;
+  coop_link link;
 } watch;
+
+static const char watch_key; /* its address: fire_watch */
 
 static void on_watch_closed(uv_handle_t *h) { free(h); }
 
+static void close_watch(watch *w) {
+  coop__link_remove(&w->link);
+  uv_close((uv_handle_t *)&w->poll, on_watch_closed);
+}
+
+void coop__watches_shut(coop_context *ctx) {
+  while (!coop__link_alone(&ctx->watches))
+    close_watch(coop_container(ctx->watches.next, watch, link));
+}
+
+/* The Deferred of the watch is in CTX_HOLDS. */
 static int fire_watch(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  ctx->turning = true;
   pushctx(L, CTX_HOLDS);
   lua_rawgetp(L, -1, lua_touserdata(L, 1));
   lua_pushnil(L);
@@ -202,20 +218,17 @@ static int fire_watch(lua_State *L) {
     lua_pushboolean(L, 1);
     coop__fire(L, lua_gettop(L) - 1);
   }
+  ctx->turning = false;
+  coop__run_later(L);
+  coop__rearm(L);
   return 0;
 }
 
 static void on_readable(uv_poll_t *h, int status, int events) {
   (void)status, (void)events;
   watch *w = (watch *)h;
-  coop_context *ctx = w->ctx;
-  lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
-  uv_poll_stop(h);
-  uv_close((uv_handle_t *)h, on_watch_closed);
-  if (!lua_checkstack(L, 8)) return;
-  lua_rawgetp(L, LUA_REGISTRYINDEX, ctx);
-  lua_pushlightuserdata(L, w);
-  if (lua_pcall(L, 1, 0, 0) != LUA_OK) lua_pop(L, 1);
+  close_watch(w);
+  coop__from_loop(w->ctx, &watch_key, w);
 }
 
 /* core.wait_readable(fd): fires when there is something to read; at once for what
@@ -234,9 +247,11 @@ static int wait_readable(lua_State *L) {
     return 1;
   }
   w->ctx = ctx;
+  coop__link_init(&w->link);
+  coop__link_insert(&ctx->watches, &w->link);
   lua_pushvalue(L, CTX);
   lua_pushcclosure(L, fire_watch, 1);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, ctx);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &watch_key);
   pushctx(L, CTX_HOLDS);
   lua_pushvalue(L, at);
   lua_rawsetp(L, -2, w);

@@ -150,6 +150,14 @@ describe('the command line', function()
       })
       assert.matches('%f[%d]21\n', result.out)
     end)
+
+    it('may be left while it waits for a line', function()
+      local result = run_coop({ '-i', file 'require "coop".call_later(0.01, os.exit, 5)' }, {
+        talk = { { 'never said', input = '' } },
+      })
+      assert.equal(5, result.status, result.err)
+      assert.equal('', result.err)
+    end)
   end)
 
   describe('--', function()

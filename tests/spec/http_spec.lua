@@ -1,3 +1,4 @@
+local child = require 'tests.spec.child'
 local coop = require 'coop'
 local http = require 'coop.http'
 local net = require 'coop.net'
@@ -143,12 +144,18 @@ describe('the client', function()
   end))
 
   it('tells of what is no HTTP', run(function()
+    local head
     local base = raw_server(function(conn)
       coop.await(conn:read())
-      coop.await(conn:write 'HTTP/1.1 banana\r\nx\r\n\r\n')
+      coop.await(conn:write(head .. '\r\nX: y\r\nContent-Length: 0\r\n\r\n'))
     end)
-    local e = failure_of(http.get(base))
-    assert.truthy(http.Error:is(e) or errors.ConnectionLost:is(e), tostring(e))
+    for _, malformed in ipairs { 'HTTP/1.1 banana', 'HTTP/b1.1 302 Found', 'HT/1.1 200 OK' } do
+      head = malformed
+      for _, stream in ipairs { false, true } do
+        local e = failure_of(http.get(base, { stream = stream }))
+        assert.truthy(http.Error:is(e) or errors.ConnectionLost:is(e), tostring(e))
+      end
+    end
     is_error(http.Error, failure_of(http.get 'ftp://127.0.0.1/'), 'ftp')
   end))
 
@@ -880,5 +887,178 @@ describe('1,000 requests with mutated bytes', function()
     end
     assert.is_true(good > 100 and refused > 100, good .. ' ' .. refused)
     assert.equal('/still', coop.await(http.get(base .. '/still')).body)
+    coop.await(server:close()) -- no connection is left
   end))
+
+  it('are not what a client trips over when they are responses', run(function()
+    local responses = {
+      'HTTP/1.1 200 OK\r\nContent-Length: 11\r\nX-Name: value\r\n\r\nhello world',
+      'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n' ..
+        '5\r\nhello\r\n6;x\r\n world\r\n0\r\n\r\n',
+      'HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n',
+      'HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\nSet-Cookie: a=b\r\n\r\nno gzip',
+    }
+    local base = raw_server(function(conn)
+      coop.await(conn:read 'l')
+      coop.await(conn:write(mutate(responses[random(#responses)])))
+    end)
+    local list = {}
+    for i = 1, 300 do list[i] = i end
+    local function outcome_of(i)
+      local ok, e = pcall(function()
+        local response = coop.await(http.get(base,
+          { stream = i % 3 == 0, timeout = 20, redirects = 2 }))
+        if not response.body then for block in response do assert(#block > 0) end end
+        return response.status
+      end)
+      return ok and math.type(e) == 'integer' and e or e.message
+    end
+    local outcomes = coop.await(coop.parallel(20, list, function(i)
+      return coop.spawn(outcome_of, i)
+    end))
+    local good, failed = 0, 0
+    for i = 1, 300 do
+      if type(outcomes[i]) == 'number' then good = good + 1
+      elseif type(outcomes[i]) == 'string' then failed = failed + 1
+      else error(('outcome %d: %s'):format(i, tostring(outcomes[i]))) end
+    end
+    assert.is_true(good > 20 and failed > 20, good .. ' ' .. failed)
+  end))
+end)
+
+describe('faults', function()
+  it('a client that vanishes in the middle of its body leaves nothing behind', run(function()
+    local called = 0
+    local server, base = serve(function() called = called + 1 end)
+    local halves = {
+      post('Content-Length: 1000000\r\n', ('x'):rep(1000)),
+      post('Content-Length: 3\r\nExpect: 100-continue\r\n'),
+      post(CHUNKED, '5\r\nhello\r\nffff\r\nxx'),
+      post(CHUNKED, '5\r\nhel'),
+    }
+    for _, half in ipairs(halves) do
+      for _, leave in ipairs { 'close', 'abort', 'shutdown' } do
+        local conn <close> = raw(server)
+        coop.await(conn:write(half))
+        coop.await(coop.sleep(0)) -- some have been read, some not
+        conn[leave](conn)
+      end
+    end
+    assert.equal(200, coop.await(http.get(base)).status)
+    assert.equal(1, called)
+    coop.await(server:close())
+  end))
+
+  it('a client that sends its body slowly is waited for; one that stops is told', run(function()
+    local server = serve(function(request, response) response:write(request.body) end,
+      { request_timeout = 0.5 })
+    local conn <close> = raw(server)
+    coop.await(conn:write(post('Content-Length: 10\r\nConnection: close\r\n')))
+    for i = 0, 9 do
+      coop.await(coop.sleep(0.005))
+      coop.await(conn:write(tostring(i)))
+    end
+    assert.truthy(coop.await(conn:read 'a'):find '0123456789$')
+    local answer = say(server, post('Content-Length: 10\r\n', '01234'))
+    assert.equal(408, status_of(answer))
+  end))
+
+  it('a descriptor that is missing is an outcome, and only as long as it is missing', function()
+    local r = child.coop [[
+      if not arg[1] then
+        local limited = ('ulimit -n 40; exec %s %s limited'):format(arg[-1], arg[0])
+        os.exit((select(3, os.execute(limited))))
+      end
+      local coop, http, net = require 'coop', require 'coop.http', require 'coop.net'
+      local server = http.serve { handler = function(request, response)
+        coop.await(coop.sleep(0.001))
+        response:write(request.path)
+      end }
+      local base = ('http://127.0.0.1:%d/'):format(server.port)
+      -- both ends of each are of this process: there are not enough for all at once
+      local hoard = {}
+      pcall(function()
+        while true do hoard[#hoard + 1] = coop.await(net.connect('127.0.0.1', server.port)) end
+      end)
+      local ok, e = pcall(coop.await, http.get(base))
+      print(ok, coop.errors.ConnectionRefused:is(e))
+      for _, conn in ipairs(hoard) do conn:close() end
+      local all = {}
+      for i = 1, 100 do all[i] = http.get(base .. i) end
+      local answered, failed = 0, 0
+      for i, outcome in ipairs(coop.await(coop.DeferredList(all, { consume_errors = true }))) do
+        if outcome[1] and outcome[2].body == '/' .. i then answered = answered + 1
+        elseif not outcome[1] then failed = failed + 1 end
+      end
+      print(answered + failed, answered > 0)
+      print(coop.await(http.get(base .. 'again')).body)
+      coop.await(server:close())
+    ]]
+    assert.same({ 'false\ttrue\n100\ttrue\n/again\n', '', 0 }, { r.out, r.err, r.status })
+  end)
+
+  -- Twenty clients in every state of a conversation; `wait` for ever.
+  local BUSY = [[
+    local coop, http, net = require 'coop', require 'coop.http', require 'coop.net'
+    local waiting = coop.Deferred()
+    local server = http.serve { handler = function(request, response)
+      if request.path == '/wait' then coop.await(coop.Deferred()) end
+      while true do coop.await(response:write(('x'):rep(60000))) end
+    end }
+    local base = ('http://127.0.0.1:%d'):format(server.port)
+    local outcomes, streams, conns = {}, {}, {}
+    for i = 1, 20 do
+      outcomes[#outcomes + 1] = http.get(base .. '/wait')
+      streams[i] = coop.await(http.get(base .. '/flood', { stream = true }))
+      conns[i] = coop.await(net.connect('127.0.0.1', server.port))
+      coop.await(conns[i]:write(i % 2 == 0 and 'GET / HTTP/1.1\r\nHost:' or
+        'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf'))
+      outcomes[#outcomes + 1] = conns[i]:read('a')
+    end
+    coop.await(coop.sleep(0.05))
+  ]]
+
+  it('all that is busy is closed, and every waiter has an outcome', function()
+    local r = child.coop(BUSY .. [[
+      for i = 1, 20 do
+        local reading = coop.gather_results({ streams[i]:read(), streams[i]:read() })
+        outcomes[#outcomes + 1] = reading
+      end
+      local closed = server:close(0)
+      outcomes[#outcomes + 1] = closed
+      for i = 1, 10 do streams[i]:close() end
+      for i = 1, 10 do outcomes[2 * i]:cancel() end
+      local over = coop.DeferredList(outcomes, { consume_errors = true })
+      for i = 11, 20 do while pcall(streams[i]) and not closed.called do end end
+      print(#coop.await(over))
+      local left = 0
+      for _ in pairs(server._sessions) do left = left + 1 end
+      print(left)
+      for _, conn in ipairs(conns) do conn:close() end
+    ]])
+    assert.same({ '61\n0\n', '', 0 }, { r.out, r.err, r.status })
+  end)
+
+  it('a stream that nobody reads any more does not keep the process', function()
+    local r = child.coop [[
+      local coop, http = require 'coop', require 'coop.http'
+      local server = http.serve { handler = function(request, response)
+        while true do coop.await(response:write(('x'):rep(60000))) end
+      end }
+      kept = coop.await(http.get('http://127.0.0.1:' .. server.port, { stream = true }))
+      coop.await(coop.sleep(0.05))
+      server:close(0)
+      local began = os.time()
+      kept_too = setmetatable({}, { __gc = function() print(os.time() - began < 10) end })
+    ]]
+    assert.same({ 'true\n', '', 0 }, { r.out, r.err, r.status })
+  end)
+
+  child.each(function(name, execute)
+    it('the state may be closed while all is busy, under ' .. name, function()
+      local r = execute(('local main = function() %s return os.exit(7, true) end\n')
+        :format(BUSY) .. 'require "coop".run(main)')
+      assert.same({ '', '', 7 }, { r.out, r.err, r.status })
+    end)
+  end)
 end)
