@@ -1,41 +1,50 @@
--- An echo server and its clients, in one script. The server's handler is a coroutine for each
--- connection: it reads block by block, and does not read on while its peer is slow to take the
--- answer. So does each client, while the others have their turns.
+-- You will learn: how both ends of a conversation are written as generator bodies,
+-- which pull blocks from a connection and yield what is to be written.
+
 local coop = require 'coop'
+local flow = require 'coop.flow'
 local net = require 'coop.net'
 
-local server = net.listen('127.0.0.1', 0, function(conn)
-  for block in conn do
-    coop.await(conn:write(block))
-  end
+-- The server: what comes goes back. While a peer is slow to take it, no more is read.
+local echo = flow.make_protocol(function(conn)
+  for block in conn do coroutine.yield(block) end
 end)
 
-local function client(name, lines)
-  local conn <close> = coop.await(net.connect('127.0.0.1', server.port))
-  for i = 1, lines do
-    local sent = ('%s, line %d'):format(name, i)
-    conn:write(sent .. '\n')
-    local line = coop.await(conn:read 'l')
-    print(('%s: sent %q, got %q'):format(name, sent, line))
-  end
-  coop.await(conn:shutdown())
-  print(('%s: the rest is %q'):format(name, coop.await(conn:read 'a')))
+local server = net.listen('127.0.0.1', 0, echo)
+
+-- A client: it says something and waits for the answer. Its end closes the connection.
+local function client(name, words)
+  local done = coop.Deferred()
+  net.connect('127.0.0.1', server.port, flow.make_protocol(function(conn)
+    for _, word in ipairs(words) do
+      coroutine.yield(word)
+      print(('%s: said %q, heard %q'):format(name, word, conn:next()))
+    end
+    done:callback()
+  end))
+  return done
 end
 
 coop.await(coop.gather_results {
-  coop.spawn(client, 'Ada', 3),
-  coop.spawn(client, 'Grace', 2),
+  client('Ada', { 'testing', 'one', 'two' }),
+  client('Grace', { 'hello', 'world' }),
 })
 
--- A whole file's worth, written without waiting, comes back as a whole.
-local conn = coop.await(net.connect('127.0.0.1', server.port))
-local data = ('0123456789abcdef'):rep(65536)
-conn:write(data)
+-- Stages can stand in between. This server answers line by line.
+local shout = flow.make_protocol(function(conn)
+  local lines = flow.LineBreak(conn, { delimiter = '\n' })
+  return flow.Map(function(line) return line:upper() .. '!\n' end, lines)
+end)
+
+-- And without a protocol: a handler, and a connection to read and write.
+local other <close> = net.listen('127.0.0.1', 0, shout)
+local conn <close> = coop.await(net.connect('127.0.0.1', other.port))
+conn:write 'hel'
+conn:write 'lo\nwor'
+conn:write 'ld\n'
 conn:shutdown()
-local echo = coop.await(conn:read 'a')
-print(('%d bytes sent, %d came back, %s'):format(#data, #echo,
-  echo == data and 'the same' or 'not the same'))
-conn:close()
+print(coop.await(conn:read 'l'))
+print(coop.await(conn:read 'l'))
 
 server:close()
 local ok, refused = pcall(coop.await, net.connect('127.0.0.1', server.port))
