@@ -192,6 +192,17 @@ workload['memory-deferreds'] = function(total)
   os.exit(0)
 end
 
+--- Calls to another thread and back, one after the other.
+workload['threads-call'] = function(total)
+  local threads = require 'coop.threads'
+  local function same(v) return v end
+  await(threads.call(same, 0)) -- the thread is there
+  local start, began = os.clock(), coop.seconds()
+  for i = 1, total do assert(await(threads.call(same, i)) == i) end
+  print(('%.3f\tus of the processor'):format((os.clock() - start) * 1e6 / total))
+  print(('%.3f\tus/call'):format((coop.seconds() - began) * 1e6 / total))
+end
+
 local run = workload[arg[1]]
 if not run then error('no workload ' .. tostring(arg[1]), 0) end
 local arguments = {}

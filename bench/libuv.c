@@ -1,6 +1,6 @@
 /*
 ** libuv.c - libuv with callbacks in C: what a program without Lua would pay.
-**     libuv steps TASKS TOTAL | timers TOTAL     prints  figure<TAB>unit
+**     libuv steps TASKS TOTAL | timers TOTAL | work TOTAL   prints  figure<TAB>unit
 **
 ** A task is an idle handle, a step its callback: there is nothing to resume.
 */
@@ -59,11 +59,35 @@ static void timers(uv_loop_t *loop, long total) {
   if (fired != total - total / 2) exit(1);
 }
 
+static long calls_left;
+
+static void work(uv_work_t *request) { *(long *)request->data += 1; }
+
+static void after_work(uv_work_t *request, int status) {
+  (void)status;
+  if (--calls_left > 0) uv_queue_work(request->loop, request, work, after_work);
+}
+
+/* Calls to another thread and back, one after the other. */
+static void calls(uv_loop_t *loop, long total) {
+  long sum = 0;
+  uv_work_t request = {.data = &sum};
+  calls_left = total;
+  double start = cpu();
+  uint64_t began = uv_hrtime();
+  uv_queue_work(loop, &request, work, after_work);
+  uv_run(loop, UV_RUN_DEFAULT);
+  if (sum != total) exit(1);
+  printf("%.3f\tus of the processor\n", (cpu() - start) * 1e6 / (double)total);
+  printf("%.3f\tus/call\n", (double)(uv_hrtime() - began) / 1e3 / (double)total);
+}
+
 int main(int argc, char **argv) {
   long a = argc > 2 ? strtol(argv[2], NULL, 10) : 0;
   long b = argc > 3 ? strtol(argv[3], NULL, 10) : 0;
   if (argc == 4 && !strcmp(argv[1], "steps")) steps(uv_default_loop(), a, b);
   else if (argc == 3 && !strcmp(argv[1], "timers")) timers(uv_default_loop(), a);
-  else return fprintf(stderr, "usage: libuv steps TASKS TOTAL | timers TOTAL\n"), 2;
+  else if (argc == 3 && !strcmp(argv[1], "work")) calls(uv_default_loop(), a);
+  else return fprintf(stderr, "usage: libuv steps TASKS TOTAL | timers TOTAL | work TOTAL\n"), 2;
   return 0;
 }

@@ -116,6 +116,11 @@ return {
     { 'uvloop', 'timers N' },
   },
   {
+    name = 'threads-call', title = 'a call to another thread and back', n = 50000, smoke = 100,
+    { 'libuv', 'work N' },
+    { 'coop', 'threads-call N' },
+  },
+  {
     name = 'latency', title = 'a timer of 5 ms while four tasks compute', n = 3, smoke = 1,
     { 'floor', 'latency N' },
     { 'coop', 'latency N' },
