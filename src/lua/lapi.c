@@ -24,7 +24,7 @@ static int dispatch(lua_State *L) {
 }
 
 static int not_open(lua_State *L) {
-  return luaL_error(L, "coop is not open in this state");
+  return luaL_error(L, "coop is not open in this state, or has been closed");
 }
 
 static int no_room(lua_State *L) { return luaL_error(L, "stack overflow"); }
@@ -50,10 +50,12 @@ int coop__host_call(lua_State *L, lua_CFunction f, const void *arg, int nargs,
   lua_pushlightuserdata(L, &h);
   lua_insert(L, -nargs - 1);
   int status = lua_pcall(L, nargs + 1, nres, 0);
-  if (status == LUA_OK) return LUA_OK;
-  ctx->depth = depth;
-  ctx->calling = calling;
-  ctx->running = running;
+  if (status != LUA_OK) {
+    ctx->depth = depth;
+    ctx->calling = calling;
+    ctx->running = running;
+  }
+  coop__close_asked(ctx);
   return status;
 }
 
@@ -77,10 +79,6 @@ coop_context *coop_open(lua_State *L, uv_loop_t *loop) {
   return lua_pcall(L, 1, 0, 0) == LUA_OK ? coop__find(L) : NULL;
 }
 
-void coop_close(coop_context *ctx) {
-  if (ctx) coop__shut(ctx);
-}
-
 coop_context *coop_of(lua_State *L) {
   coop_context *ctx = lua_checkstack(L, 2) ? coop__find(L) : NULL;
   return ctx && !ctx->closed ? ctx : NULL;
@@ -92,9 +90,8 @@ const char *coop_version(void) { return COOP_VERSION; }
 
 uv_loop_t *coop_loop(coop_context *ctx) { return ctx->loop.uv; }
 
-static int run_p(lua_State *L) {
-  luaopen_coop(L);
-  lua_getfield(L, -1, "reactor");
+static int run(lua_State *L) {
+  pushctx(L, CTX_REACTOR);
   lua_getfield(L, -1, "run");
   lua_insert(L, -2);
   lua_call(L, 1, 0);
@@ -102,10 +99,8 @@ static int run_p(lua_State *L) {
 }
 
 int coop_run(coop_context *ctx) {
-  lua_State *L = ctx->L;
-  if (!lua_checkstack(L, 4)) return LUA_ERRMEM;
-  lua_pushcfunction(L, run_p);
-  return lua_pcall(L, 0, 0, 0);
+  if (ctx->closed) return refuse(ctx->L, not_open, 0, 0);
+  return coop__host_call(ctx->L, run, NULL, 0, 0);
 }
 
 int coop_post(coop_context *ctx, coop_post_fn fn, void *ud) {

@@ -106,6 +106,7 @@ enum {
   CTX_STAGE,      /* the metatable of stages, once coop.flow is loaded */
   CTX_READY,      /* its function that waits until a stage is ready */
   CTX_TASK_NEXT,  /* its function that steps a stage for a task */
+  CTX_LIBRARY,    /* what coop's functions replaced in the coroutine library */
   CTX_META,       /* + kind: the metatables */
   CTX_NUV = CTX_META + KIND_COUNT
 };
@@ -163,6 +164,8 @@ typedef struct coop_context {
   } flow;
   unsigned closing;    /* bodies being closed, on the C stack */
   bool collecting;     /* a fiber's finaliser runs */
+  bool asked;          /* it is to be closed when what runs has returned */
+  bool shutting;       /* and is being closed (lclose.c) */
   bool closed;
   bool turning;        /* in a turn of the loop: it is armed at its end */
   bool running_loop;   /* reactor.running */
@@ -408,7 +411,8 @@ int coop__observe(lua_State *L);
 
 /* Pushes what is to fail a Deferred that would wait on itself. [-0, +1, m] */
 void coop__pushcycle(lua_State *L);
-/* Pushes the Failure of what was cancelled. [-0, +1, m] */
+/* Pushes the Failure of what was cancelled, or is pending when coop is closed.
+   [-0, +1, m] */
 void coop__pushcancelled(lua_State *L);
 
 /* --- the run (lrun.c) ------------------------------------------------------------ */
@@ -627,6 +631,9 @@ static inline int coop__resume_in(coop_context *ctx, lua_State *L, lua_State *co
 }
 int coop__resume(lua_State *L, lua_State *co, int nargs, int *nres);
 
+/* Puts the functions back that the coroutine library had. [-0, +0, m] */
+void coop__restore_library(lua_State *L);
+
 /* --- generators and iterators (lgenerator.c) ------------------------------- */
 
 enum { GENERATOR_BODY = 1 }; /* the function, or its fiber; arguments follow */
@@ -688,6 +695,7 @@ int coop__flow_yield(lua_State *L);
 /* --- tasks (lcooperator.c) -------------------------------------------------- */
 
 int coop__cooperate(lua_State *L); /* coop.cooperate(iterator) */
+int coop__stop_all(lua_State *L);  /* stops all Cooperators */
 /* Releases the steps of a host's (lsteps.c) that are the iterator at 'idx'; false
    when that is another. [-0, +0, -] */
 bool coop__steps_close(lua_State *L, int idx);
@@ -711,6 +719,7 @@ void coop__ticks(lua_State *L);
 /* --- time (ltime.c) ---------------------------------------------------------- */
 
 void coop__call_cancel(lua_State *L, int idx);
+int coop__drop_calls(lua_State *L); /* cancels all of the reactor's */
 /* Runs the reactor's due calls. [-0, +0, m] */
 void coop__due(lua_State *L);
 /* What libuv is to be armed for has changed. [-0, +0, -] */
@@ -819,6 +828,13 @@ void coop__open_threads(lua_State *L);
 int coop__host_call(lua_State *L, lua_CFunction f, const void *arg, int nargs,
                     int nres);
 void coop__open_api(lua_State *L);
+
+/* --- the end (lclose.c) ------------------------------------------------------- */
+
+/* Does something of coop's run at this moment, so that it cannot be closed? */
+bool coop__inside(const coop_context *ctx);
+/* Something has returned: closes the context if that was asked for. */
+void coop__close_asked(coop_context *ctx);
 
 /* --- the context (lmodule.c) ---------------------------------------------------- */
 

@@ -1360,6 +1360,26 @@ static int cooperator_stop(lua_State *L) {
   return 0;
 }
 
+int coop__stop_all(lua_State *L) {
+  lua_Integer n = 0;
+  lua_settop(L, 0);
+  lua_newtable(L); /* stopping runs scripts, which may make others */
+  pushctx(L, CTX_COOPERATORS);
+  lua_pushnil(L);
+  while (lua_next(L, 2)) {
+    lua_pop(L, 1);
+    lua_pushvalue(L, 3);
+    lua_rawseti(L, 1, ++n);
+  }
+  for (lua_Integer i = 1; i <= n; i++) {
+    lua_pushvalue(L, CTX);
+    lua_pushcclosure(L, cooperator_stop, 1);
+    lua_rawgeti(L, 1, i);
+    if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
+  }
+  return 0;
+}
+
 static int cooperator__index(lua_State *L) {
   cooperator *c = checkcooperator(L, 1, "Cooperator", 0);
   lua_settop(L, 2);

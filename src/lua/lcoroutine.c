@@ -116,10 +116,7 @@ static void finish(lua_State *L, int cur, body *b) {
 static void close_body(lua_State *L, int cur, body *b) {
   b->state = BODY_RUNS;
   if (b->d.flags & D_FIRED) return;
-  if (close_fiber(L, cur)) {
-    coop__pusherror(L, "CancelledError", "cancelled");
-    coop__tofailure(L);
-  }
+  if (close_fiber(L, cur)) coop__pushcancelled(L);
   finish(L, cur, b);
 }
 

@@ -90,7 +90,8 @@ void coop__pushcycle(lua_State *L) {
 }
 
 void coop__pushcancelled(lua_State *L) {
-  coop__pusherror(L, "CancelledError", "cancelled");
+  if (getctx(L)->shutting) coop__pusherror(L, "ContextClosed", "coop was closed");
+  else coop__pusherror(L, "CancelledError", "cancelled");
   coop__tofailure(L);
 }
 

@@ -283,6 +283,10 @@ void coop__report(lua_State *L) {
     lua_pop(L, 1); /* what os.exit ends has not failed */
     return;
   }
+  if (ctx->shutting && coop__iscancelled(L, lua_gettop(L))) {
+    lua_pop(L, 1); /* nor has what was ended with coop */
+    return;
+  }
   if (pushctx(L, CTX_UNHANDLED) != LUA_TNIL) {
     lua_pushvalue(L, -2);
     if (report_to(L)) {

@@ -665,10 +665,30 @@ void coop__open_fiber(lua_State *L) {
   lua_setfield(L, 1, "yield");
   lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   if (lua_getfield(L, -1, LUA_COLIBNAME) == LUA_TTABLE) {
+    lua_newtable(L); /* what was there before: 6 */
     for (const luaL_Reg *l = library; l->name; l++) {
+      lua_getfield(L, 5, l->name);
+      lua_setfield(L, 6, l->name);
       lua_getfield(L, 3, l->name);
-      lua_setfield(L, -2, l->name);
+      lua_setfield(L, 5, l->name);
     }
+    lua_setiuservalue(L, CTX, CTX_LIBRARY);
   }
   lua_settop(L, 2);
+}
+
+void coop__restore_library(lua_State *L) {
+  int top = lua_gettop(L);
+  lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+  if (pushctx(L, CTX_LIBRARY) == LUA_TTABLE &&
+      lua_getfield(L, top + 1, LUA_COLIBNAME) == LUA_TTABLE) {
+    for (const luaL_Reg *l = library; l->name; l++) {
+      lua_getfield(L, top + 3, l->name);
+      bool own = lua_tocfunction(L, -1) == l->func;
+      lua_getfield(L, top + 2, l->name);
+      if (own) lua_setfield(L, top + 3, l->name);
+      lua_settop(L, top + 3);
+    }
+  }
+  lua_settop(L, top);
 }

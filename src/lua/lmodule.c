@@ -358,14 +358,13 @@ void coop__shut(coop_context *ctx) {
   coop__outside_shut(ctx);
   coop__screen_shut(ctx->L);
   coop__loop_close(&ctx->loop);
-  for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next)
-    coop_container(l, fiber, link)->ctx = NULL;
 }
 
 static int context__gc(lua_State *L) {
   coop_context *ctx = tokind(L, 1, KIND_CONTEXT);
   if (!ctx) return 0;
   coop__shut(ctx);
+  coop__loop_finish(&ctx->loop);
   if (ctx->posts) coop__posts_release(ctx->posts);
   ctx->posts = NULL;
   return 0;

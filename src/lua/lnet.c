@@ -997,7 +997,9 @@ static void dismiss(lua_State *L, int at, connection *c, int error) {
 static void linger(lua_State *L, int at) {
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, at, CONN_CLOSED);
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &linger_key);
+  pushctx(L, CTX_HOLDS);
+  lua_rawgetp(L, -1, &linger_key);
+  lua_remove(L, -2);
   lua_pushvalue(L, at);
   lua_pushvalue(L, -3);
   lua_call(L, 2, 0);
@@ -1580,7 +1582,9 @@ static int listener__index(lua_State *L) {
    while output is left. */
 static int set_linger(lua_State *L) {
   lua_settop(L, 1);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, &linger_key);
+  pushctx(L, CTX_HOLDS);
+  lua_pushvalue(L, 1);
+  lua_rawsetp(L, -2, &linger_key);
   return 0;
 }
 

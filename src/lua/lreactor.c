@@ -32,19 +32,24 @@ void coop__report_in(coop_context *ctx, lua_State *L) {
 bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
   if (ctx->draining) return true;
+  bool inside = ctx->loop.inside;
   if (!lua_checkstack(L, 8)) return false;
+  ctx->loop.inside = true; /* whoever runs it */
   lua_rawgetp(L, LUA_REGISTRYINDEX, key);
   lua_pushlightuserdata(L, arg);
   int status = lua_pcall(L, 1, 0, 0);
   ctx->turning = false;
   if (lua_gethook(L) && atomic_load(&ctx->interrupt.pending))
     lua_sethook(L, NULL, 0, 0); /* an interrupt is for scripts, not for the loop */
-  if (status == LUA_OK) return true;
-  ctx->depth = 0;
-  ctx->calling = false;
-  ctx->running = NULL;
-  coop__report_in(ctx, L);
-  return false;
+  if (status != LUA_OK) {
+    ctx->depth = 0;
+    ctx->calling = false;
+    ctx->running = NULL;
+    coop__report_in(ctx, L);
+  }
+  coop__close_asked(ctx);
+  ctx->loop.inside = inside;
+  return status == LUA_OK;
 }
 
 /* libuv's callback. */
@@ -110,7 +115,8 @@ bool coop__turn(lua_State *L, bool wait) {
   /* a loop without anything else to do does not look for posts */
   bool posts = coop__posts_left(ctx);
   if (posts) on_turn(ctx);
-  bool left = coop__loop_once(&ctx->loop, wait && !posts);
+  bool left = !ctx->closed && coop__loop_once(&ctx->loop, wait && !posts);
+  if (ctx->closed) coop__loop_finish(&ctx->loop);
   left = left || coop__posts_left(ctx);
   ctx->looping = false;
   ctx->running = running;

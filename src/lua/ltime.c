@@ -112,6 +112,8 @@ static void drop_function(lua_State *L, int idx, const call_object *k) {
 static call_object *call_new(lua_State *L, int clock, double delay, int f,
                              int nargs) {
   clock_object *c = lua_touserdata(L, clock);
+  if (getctx(L)->closed && isreactor(c))
+    luaL_error(L, "call_later: coop has been closed in this state");
   call_object *k = coop__new(L, KIND_CALL, sizeof *k, CALL_NUV + nargs);
   int at = lua_gettop(L);
   k->nargs = nargs;
@@ -149,6 +151,19 @@ void coop__call_cancel(lua_State *L, int idx) {
   idx = lua_absindex(L, idx);
   disarm(L, idx, k);
   drop_function(L, idx, k);
+}
+
+int coop__drop_calls(lua_State *L) {
+  coop_timer *first;
+  lua_settop(L, 0);
+  pushctx(L, CTX_REACTOR);
+  lua_getiuservalue(L, 1, CLOCK_CALLS);
+  while ((first = coop__timers_first(getctx(L)->timers))) {
+    lua_rawgeti(L, 2, call_of(first)->slot);
+    coop__call_cancel(L, 3);
+    lua_settop(L, 2);
+  }
+  return 0;
 }
 
 /* --- running ------------------------------------------------------------------------- */

@@ -82,10 +82,12 @@ static void close_walked(uv_handle_t *h, void *ud) {
   if (!uv_is_closing(h)) uv_close(h, NULL);
 }
 
-static void finish(uv_loop_t *own) {
-  uv_walk(own, close_walked, NULL);
-  while (uv_run(own, UV_RUN_DEFAULT)) continue;
-  uv_loop_close(own);
+void coop__loop_finish(coop_uv *loop) {
+  if (!loop->finish) return;
+  loop->finish = false;
+  uv_walk(&loop->own, close_walked, NULL);
+  while (uv_run(&loop->own, UV_RUN_DEFAULT)) continue;
+  uv_loop_close(&loop->own);
 }
 
 void coop__loop_close(coop_uv *loop) {
@@ -98,10 +100,9 @@ void coop__loop_close(coop_uv *loop) {
   loop->idle = NULL;
   loop->check = NULL;
   loop->async = NULL;
-  bool own = loop->uv == &loop->own;
+  if (loop->uv == &loop->own) loop->finish = true;
   loop->uv = NULL;
-  if (own && loop->inside) loop->finish = true; /* when uv_run has returned */
-  else if (own) finish(&loop->own);
+  if (!loop->inside) coop__loop_finish(loop); /* else when uv_run has returned */
 }
 
 static uint64_t milliseconds_until(double deadline) {
@@ -158,7 +159,6 @@ bool coop__loop_once(coop_uv *loop, bool wait) {
   loop->inside = true;
   bool left = uv_run(loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT) != 0;
   loop->inside = false;
-  if (loop->finish) finish(&loop->own);
-  loop->finish = false;
+  coop__loop_finish(loop);
   return left;
 }

@@ -35,6 +35,10 @@ int coop__loop_init(coop_uv *loop, uv_loop_t *uv, void (*turn)(void *ud),
    closed. A loop that was given is left to its owner, who runs it on. */
 void coop__loop_close(coop_uv *loop);
 
+/* Brings a closed loop of its own to its end, if that is yet to be done because it was
+   closed in a callback: when uv_run has returned, or will not return any more. */
+void coop__loop_finish(coop_uv *loop);
+
 /* Says whether there is work, and when the next deadline is (seconds of
    coop__now; HUGE_VAL: none). */
 void coop__loop_arm(coop_uv *loop, bool work, double deadline);
