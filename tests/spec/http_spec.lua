@@ -157,6 +157,7 @@ describe('the client', function()
       end
     end
     is_error(http.Error, failure_of(http.get 'ftp://127.0.0.1/'), 'ftp')
+    assert.equal(coop.errors.HTTPError, http.Error)
   end))
 
   it('follows redirects, up to a number', run(function()
