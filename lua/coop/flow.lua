@@ -806,7 +806,7 @@ local function yield_batches(source)
     local asked = coop.seconds()
     local batch = await(source:batch())
     if not batch then return end
-    for i = 1, batch.n do yield(batch[i]) end
+    yield(core.flow.many, batch)
     if batch.n < FEW and coop.seconds() - asked < SOON then await(coop.sleep(WHILE)) end
   end
 end

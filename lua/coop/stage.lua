@@ -20,6 +20,7 @@ local yield = coroutine.yield
 ---@class coop.Stage
 ---@overload fun(): any the next value, waited for; nil at the end
 ---@field [1] any its Generator while it can be stepped just so, see lflow.c
+---@field [2] any a list of values that its body has given at once, see there
 ---@field _name string what it is
 ---@field _body any the Generator that gives its values
 ---@field _function boolean? its body is a function, which may return what goes on in its place
@@ -83,6 +84,7 @@ end
 --- No more values: the body has ended. The Failure of its sources' cleanup, if any.
 local function finish(self)
   self._over, self[1] = true, false
+  if self[2] then self[2] = false end
   if self._key then owners[self._key] = nil end
   return release_sources(self)
 end

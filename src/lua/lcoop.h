@@ -653,6 +653,7 @@ typedef struct generator {
   const void *user; /* of a stage: the body that pulled from it last */
   int nargs;
   uint8_t state;
+  bool many;        /* of a stage: it has given several values, see lflow.c */
 } generator;
 
 /* Starts the Generator at 'idx': its thread holds function and arguments.

@@ -20,9 +20,12 @@ enum { DEPTH_MAX = 12 };
 /* How long a step of a task may take, in cycles: less than a millisecond. */
 enum { STEP_MAX = 20 * GLANCE };
 
-/* The element of a stage that is its Generator, as long as that can be stepped just
-   so. */
-enum { STAGE_BODY = 1 };
+/* Elements of a stage: its Generator, as long as that can be stepped just so; a list
+   of values that its body has given at once, and which of them is next. */
+enum { STAGE_BODY = 1, STAGE_VALUES, STAGE_AT };
+
+/* What a body yields before such a list. */
+static const char many_mark;
 
 /* upvalues of coop__flow_pull */
 enum {
@@ -103,6 +106,37 @@ static void push_error(lua_State *L, lua_State *co) {
   coop__generator_finish(L, 1);
 }
 
+/* Pushes the next of the values that the body of the stage has given at once; false
+   and nothing pushed when there are no more. */
+static bool push_next(lua_State *L, int stage, generator *g) {
+  lua_rawgeti(L, stage, STAGE_VALUES);
+  lua_rawgeti(L, stage, STAGE_AT);
+  lua_Integer at = lua_tointeger(L, -1);
+  lua_pop(L, 1);
+  if (lua_rawgeti(L, -1, at) == LUA_TNIL) {
+    lua_pop(L, 2);
+    lua_pushboolean(L, 0);
+    lua_rawseti(L, stage, STAGE_VALUES);
+    g->many = false;
+    return false;
+  }
+  lua_pushinteger(L, at + 1);
+  lua_rawseti(L, stage, STAGE_AT);
+  return true;
+}
+
+/* The stage at 2 gets the list that its body has yielded, if it has. */
+static bool take_many(lua_State *L, lua_State *co, int nres, generator *g) {
+  if (nres != 2 || lua_touserdata(co, -2) != &many_mark) return false;
+  lua_xmove(co, L, 1);
+  lua_pop(co, 1);
+  lua_rawseti(L, 2, STAGE_VALUES);
+  lua_pushinteger(L, 1);
+  lua_rawseti(L, 2, STAGE_AT);
+  g->many = true;
+  return true;
+}
+
 static int pulled(lua_State *L, int status, lua_KContext k) {
   (void)L, (void)status, (void)k;
   return 1;
@@ -127,6 +161,9 @@ int coop__flow_outcome(lua_State *L, lua_State *co, int status, int nres,
       return 1;
     }
     lua_settop(L, 2);
+  } else if (yields && !waits && take_many(L, co, nres, g)) {
+    if (push_next(L, 2, g)) return 1;
+    nres = 0;
   }
   if (mode == RESUME_PULL) {
     lua_pushvalue(L, upvalue(PULL_SLOWLY));
@@ -200,6 +237,7 @@ int coop__flow_pull(lua_State *L) {
   lua_rawgeti(L, 1, STAGE_BODY);
   generator *g = (generator *)(void *)toobject(L, -1);
   if (!issimple(L, g) || isleft(L, g->ctx)) return pull_otherwise(L);
+  if (g->many && push_next(L, 1, g)) return 1;
   coop_context *ctx = g->ctx;
   lua_State *co = g->co;
   int nres;
@@ -270,6 +308,7 @@ static int step(lua_State *L) {
     lua_pushliteral(L, "busy");
     return 2;
   }
+  if (g->many && push_next(L, 2, g)) return 1;
   lua_State *co = g->co;
   if (lua_status(co) != LUA_YIELD) { /* its first step: all is on its thread */
     lua_settop(L, 2);
@@ -298,6 +337,7 @@ static int try_step(lua_State *L) {
   lua_rawgeti(L, 1, STAGE_BODY);
   generator *g = (generator *)(void *)toobject(L, 2);
   if (!issimple(L, g)) return 0;
+  if (g->many && push_next(L, 1, g)) return 1;
   lua_insert(L, 1);
   g->state = GENERATOR_RUNS;
   uint8_t was = ctx->flow.mode;
@@ -422,9 +462,12 @@ static const luaL_Reg functions[] = {
   {NULL, NULL}
 };
 
-/* core.flow: what lua/coop/stage.lua is made with. */
+/* core.flow: what lua/coop/stage.lua is made with; 'many' is what a body yields
+   before a list, whose elements are its next values. */
 void coop__open_flow(lua_State *L) {
   lua_newtable(L);
   coop__setfuncs(L, functions);
+  lua_pushlightuserdata(L, (void *)&many_mark);
+  lua_setfield(L, -2, "many");
   lua_setfield(L, 2, "flow");
 }

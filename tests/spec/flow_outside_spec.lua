@@ -344,18 +344,35 @@ end)
 describe('Threaded', function()
   local Threaded = flow.Threaded
 
-  it('FLOW-63 counts down in its thread, while the loop goes on', run(function()
-    local ticks = 0
-    local loop = coop.LoopingCall(function() ticks = ticks + 1 end)
-    loop:start(0.005):add_errback(function() end)
-    assert.same({ 5, 4, 3, 2, 1 }, list(Threaded(function(n)
+  -- For functions in threads: blocks until the file is there.
+  local function block(path)
+    while true do
+      local file = io.open(path)
+      if file then return file:close() end
+      os.execute 'sleep 0.005'
+    end
+  end
+
+  local function touch(path) assert(io.open(path, 'w')):close() end
+
+  it('FLOW-63 counts down in its thread, which may block: the loop goes on', run(function()
+    local path = no_file()
+    local ticks, loop = 0, nil
+    loop = coop.LoopingCall(function()
+      ticks = ticks + 1
+      if ticks < 5 then return end
+      touch(path)
+      loop:stop()
+    end)
+    loop:start(0.001)
+    assert.same({ 5, 4, 3, 2, 1 }, list(Threaded(function(n, wait, name)
       for i = n, 1, -1 do
-        os.execute 'sleep 0.02'
+        wait(name)
         coroutine.yield(i)
       end
-    end, 5)))
-    loop:stop()
-    assert.is_true(ticks > 2, ticks)
+    end, 5, block, path)))
+    assert.equal(5, ticks)
+    os.remove(path)
   end))
 
   it('takes iterators that its function returns', run(function()
@@ -477,23 +494,22 @@ describe('Threaded', function()
     assert.same({ false, { n = 2 }, { n = 2 } }, values)
   end))
 
-  it('is one of the branches of a Merge, which keeps its pace', run(function()
-    local got = list(flow.Merge(
-      Threaded(function()
-        for i = 1, 3 do
-          os.execute 'sleep 0.02'
-          coroutine.yield('blocking ' .. i)
-        end
-      end),
+  it('is one of the branches of a Merge, and keeps nobody waiting', run(function()
+    local path = no_file()
+    assert.same({ 'cooperative 1', 'cooperative 2', 'blocking 1', 'blocking 2' }, list(flow.Merge(
+      Threaded(function(wait, name)
+        wait(name)
+        coroutine.yield 'blocking 1'
+        coroutine.yield 'blocking 2'
+      end, block, path),
       function()
-        for i = 1, 3 do
+        for i = 1, 2 do
           yield(flow.Cooperate(0.001))
           yield('cooperative ' .. i)
         end
-      end))
-    assert.equal(6, #got)
-    assert.equal('blocking 3', got[6])
-    assert.equal('cooperative 1', got[1])
+        touch(path)
+      end)))
+    os.remove(path)
   end))
 
   it('closes its function when it is closed, or its consumer leaves or is cancelled', run(function()
@@ -509,8 +525,9 @@ describe('Threaded', function()
         stage:close()
       end,
       cancelled = function(stage)
-        local d = flow.Deferred(stage)
-        await(coop.sleep(0.02))
+        local seen
+        local d = flow.Deferred(flow.Map(function(v) seen = v end, stage))
+        eventually(function() return seen end)
         d:cancel()
         is_error(errors.CancelledError, failure_of(d).value)
       end,

@@ -64,6 +64,15 @@ local function tuples(stage)
   return texts
 end
 
+-- Waits until `f()` is true.
+local function eventually(f)
+  local give_up = coop.seconds() + 30
+  while not f() do
+    assert(coop.seconds() < give_up, 'it never came')
+    await(coop.sleep(0.001))
+  end
+end
+
 -- Lets the tasks that can run do so.
 local function turns()
   for _ = 1, 5 do await(coop.sleep(0)) end
@@ -1155,10 +1164,9 @@ describe('flow.Deferred', function()
       local ticker = coop.LoopingCall(function() ticks = ticks + 1 end)
       ticker:start(0.002)
       local d = flow.Deferred(stage)
-      await(coop.sleep(0.05))
+      eventually(function() return ticks > 5 end)
       d:cancel()
       ticker:stop()
-      assert.is_true(ticks > 5, ticks)
       helper.is_error(errors.CancelledError, (error_of(d)))
     end))
   end
@@ -1176,7 +1184,7 @@ describe('flow.Deferred', function()
     end
     local a, b = flow.Deferred(spin 'a'), flow.Deferred(spin 'b')
     local c = coop.accumulate(spin 'c')
-    await(coop.sleep(0.02))
+    eventually(function() return #log >= 6 end)
     for _, d in ipairs { a, b, c } do
       d:cancel()
       error_of(d)
@@ -1975,10 +1983,11 @@ describe('a flow', function()
   end))
 
   it('that is abandoned is collected, its sources closed', run(function()
-    local closed, seen = 0, setmetatable({}, { __mode = 'k' })
+    local waiting, closed, seen = 0, 0, setmetatable({}, { __mode = 'k' })
     local function source()
       local _ <close> = setmetatable({}, { __close = function() closed = closed + 1 end })
       yield(1)
+      waiting = waiting + 1
       yield(coop.Deferred())
     end
     local function make()
@@ -1987,7 +1996,8 @@ describe('a flow', function()
       seen[stage], seen[d] = true, true
     end
     for _ = 1, 100 do make() end
-    await(coop.sleep(0.02)) -- all have come to their wait
+    eventually(function() return waiting == 200 end)
+    turns()
     assert.equal(0, closed)
     for _ = 1, 3 do collectgarbage() end
     assert.equal(200, closed)
