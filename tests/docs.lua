@@ -9,7 +9,7 @@
 --- run as they would for a reader.
 
 local build = arg[1] or 'build'
-local documents = { 'README.md', 'docs/reference.md' }
+local documents = { 'README.md', 'docs/guide.md', 'docs/reference.md' }
 
 local passed, failed = 0, 0
 local function check(name, problem)
