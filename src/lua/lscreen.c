@@ -24,7 +24,14 @@ static struct {
   bool open_line;      /* the output does not end with a newline */
   FILE *real[3], *stream[3]; /* of descriptors 1 and 2; made once, for threads
                                 may keep them */
+  luaL_Stream *file[3];      /* io.stdout and io.stderr, held by the registry */
 } screen;
+
+/* Is it this thread that shows something? */
+static bool is_owner(void) {
+  uv_thread_t self = uv_thread_self();
+  return screen.erase && uv_thread_equal(&self, &screen.owner);
+}
 
 /* --- streams ------------------------------------------------------------------ */
 
@@ -45,9 +52,8 @@ static void write_all(int fd, const char *s, size_t n) {
 
 #ifdef __GLIBC__
 static void print_above(int fd, const char *s, size_t n) {
-  uv_thread_t self = uv_thread_self();
   if (n == 0) return;
-  if (screen.erase && uv_thread_equal(&self, &screen.owner)) {
+  if (is_owner()) {
     screen.erase();
     screen.open_line = s[n - 1] != '\n';
   }
@@ -74,14 +80,19 @@ static FILE *open_stream(int fd) {
   return f;
 }
 
-/* Has io's file 'name', if it is the stream 'from', be 'to'. [-0, +0, -] */
-static void change_file(lua_State *L, const char *name, FILE *from, FILE *to) {
+/* Has io's file of the descriptor, if it is the stream that there was, be the one
+   that there is. */
+static void change_file(lua_State *L, int fd) {
   int top = lua_gettop(L);
   if (lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE) == LUA_TTABLE &&
       lua_getfield(L, -1, LUA_IOLIBNAME) == LUA_TTABLE) {
-    lua_getfield(L, -1, name);
+    lua_getfield(L, -1, fd == STDOUT_FILENO ? "stdout" : "stderr");
     luaL_Stream *s = luaL_testudata(L, -1, LUA_FILEHANDLE);
-    if (s && s->closef && s->f == from) s->f = to;
+    if (s && s->closef && s->f == screen.real[fd]) {
+      lua_rawsetp(L, LUA_REGISTRYINDEX, &screen.file[fd]);
+      screen.file[fd] = s;
+      s->f = screen.stream[fd];
+    }
   }
   lua_settop(L, top);
 }
@@ -94,22 +105,27 @@ static void redirect(lua_State *L) {
     if (!screen.stream[fd]) continue;
     fflush(now);
     screen.real[fd] = now;
-    change_file(L, fd == STDOUT_FILENO ? "stdout" : "stderr", now,
-                screen.stream[fd]);
+    change_file(L, fd);
     if (fd == STDOUT_FILENO) stdout = screen.stream[fd];
     else stderr = screen.stream[fd];
   }
 }
 
+/* Takes no memory: it is done when coop is closed, too. */
 static void restore(lua_State *L) {
   for (int fd = STDOUT_FILENO; fd <= STDERR_FILENO; fd++) {
     FILE *stream = screen.stream[fd], *real = screen.real[fd];
+    luaL_Stream *s = screen.file[fd];
     if (!stream || !real) continue;
     fflush(stream);
-    change_file(L, fd == STDOUT_FILENO ? "stdout" : "stderr", stream, real);
     if (fd == STDOUT_FILENO) stdout = real;
     else stderr = real;
     screen.real[fd] = NULL;
+    screen.file[fd] = NULL;
+    if (!s) continue;
+    if (s->f == stream) s->f = real;
+    lua_pushnil(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &screen.file[fd]);
   }
 }
 #else
@@ -120,7 +136,8 @@ static void restore(lua_State *L) { (void)L; }
 /* --- what is shown -------------------------------------------------------------- */
 
 bool coop__show_below(lua_State *L, void (*erase)(void)) {
-  if (screen.erase || !lua_checkstack(L, 4)) return screen.erase == erase;
+  if (screen.erase) return screen.erase == erase && is_owner();
+  if (!lua_checkstack(L, 4)) return false;
   redirect(L);
   screen.owner = uv_thread_self();
   screen.erase = erase;
@@ -164,7 +181,8 @@ static int count_lines(const char *s) {
 static int paint(lua_State *L) {
   size_t n;
   const char *text = luaL_optlstring(L, 1, NULL, &n);
-  bool mine = text ? coop__show_below(L, erase_block) : screen.erase == erase_block;
+  bool mine = text ? coop__show_below(L, erase_block)
+                   : screen.erase == erase_block && is_owner();
   if (mine) {
     erase_block();
     if (text) {
@@ -180,8 +198,7 @@ static int paint(lua_State *L) {
 }
 
 void coop__screen_shut(lua_State *L) {
-  uv_thread_t self = uv_thread_self();
-  if (screen.erase != erase_block || !uv_thread_equal(&self, &screen.owner)) return;
+  if (screen.erase != erase_block || !is_owner()) return;
   if (block > 0) write_all(STDERR_FILENO, "\n", 1);
   block = 0;
   coop__show_no_more(L, erase_block);

@@ -256,7 +256,7 @@ static int prompt_open(lua_State *L) {
   editor.closer.close = close_editor;
   coop__link_insert(&outside->closers, &editor.closer.link);
   set_up_readline(out);
-  outside->show_below(main, erase_line);
+  outside->show_below(L, erase_line);
   lua_pushboolean(L, 1);
   return 1;
 }
