@@ -402,7 +402,11 @@ for _, database in ipairs(databases) do
       it_with('replaces a connection that is lost in a query', function(pool)
         local pid = backend { query = function(_, sql) return pool:run_query(sql) end }
         local d = pool:run_query 'select pg_sleep(20)'
-        await(coop.sleep(0.05))
+        local other <close> = database.open { size = 1 }
+        repeat
+          await(coop.sleep(0.005))
+        until #await(other:run_query([[select 1 from pg_stat_activity
+          where pid = ? and state = 'active' and query like '%pg_sleep%']], pid)) > 0
         terminate(pid)
         assert.truthy(failure_of(d):check 'terminat')
         assert.equal(1, await(pool:run_query 'select 1 as x')[1].x)

@@ -84,16 +84,18 @@ describe('a job in a thread', function()
   end))
 
   it('leaves the loop free while it works', run(function()
-    local path, ticks = no_file(), 0
+    local path, ticks, loop = no_file(), 0, nil
     local d = threads.call(wait_for_file, path)
-    local loop = coop.LoopingCall(function() ticks = ticks + 1 end)
+    loop = coop.LoopingCall(function()
+      ticks = ticks + 1
+      if ticks < 5 then return end
+      assert.is_false(d.called)
+      touch(path)
+      loop:stop()
+    end)
     loop:start(0.001)
-    turns(0.05)
-    loop:stop()
-    assert.is_true(ticks > 5)
-    assert.is_false(d.called)
-    touch(path)
     assert.equal(path, await(d))
+    assert.equal(5, ticks)
     os.remove(path)
   end))
 
@@ -720,13 +722,24 @@ child.each(function(name, execute)
   describe('a process of ' .. name .. ' with threads', function()
     local head = "local coop, threads = require 'coop', require 'coop.threads'\n"
 
-    -- What the script does, inside coop.run, and then outside; how long that takes, in seconds.
+    -- What the script does, inside coop.run, and then outside.
     local function written(text, behind)
-      local from = coop.seconds()
       local inside = 'coop.run(function()\n' .. text .. '\nend)\n'
-      local result = execute(head .. inside .. (behind or ''))
-      return result, coop.seconds() - from
+      return execute(head .. inside .. (behind or ''))
     end
+
+    -- For scripts: waits until a job has made the file.
+    local wait_for_job = [[
+      local function wait_for(path)
+        local file = io.open(path)
+        while not file do
+          coop.await(coop.sleep(0.01))
+          file = io.open(path)
+        end
+        file:close()
+        os.remove(path)
+      end
+    ]]
 
     it('ends with an idle pool', function()
       local result = written [[
@@ -746,7 +759,7 @@ child.each(function(name, execute)
     end)
 
     it('stops what still runs at the end', function()
-      local result, seconds = written([[
+      local result = written([[
         for _, f in ipairs {
           function() while true do end end,
           function() while true do pcall(error) end end,
@@ -762,31 +775,37 @@ child.each(function(name, execute)
         threads.stream(function() while true do coroutine.yield(1) end end)
         coop.await(coop.sleep(0.05))
       ]], 'os.exit(3, true)')
-      assert.same({ out = '', err = '', status = 3 }, result)
-      assert.is_true(seconds < 4, seconds .. ' s')
+      assert.same({ out = '', err = '', status = 3 }, result) -- none is left behind
     end)
 
     it('leaves one behind that is stuck outside Lua, and says so', function()
-      local fifo = no_file()
+      local fifo, started = no_file(), no_file()
       assert(os.execute('mkfifo ' .. fifo))
-      local result, seconds = written(([[
-        threads.call(io.open, '%s') -- nobody writes to it
-        coop.await(coop.sleep(0.5))
-      ]]):format(fifo), 'os.exit(0, true)')
+      local result = written((wait_for_job .. [[
+        threads.call(function(fifo, started)
+          io.open(started, 'w'):close()
+          io.open(fifo) -- nobody writes to it
+        end, '%s', '%s')
+        wait_for '%s'
+        coop.await(coop.sleep(0.2))
+      ]]):format(fifo, started, started), 'os.exit(0, true)')
       os.remove(fifo)
       assert.equal(0, result.status)
       assert.truthy(result.err:find('left behind: 1 thread', 1, true), result.err)
-      assert.is_true(seconds > 4 and seconds < 15, seconds .. ' s')
     end)
 
     it('gives every waiter an outcome when it ends', function()
-      local result = written([[
+      local started = no_file()
+      local result = written((wait_for_job .. [[
         local pool = threads.Pool(1)
         local function tell(outcome) print(coop.type(outcome), tostring(outcome.value)) end
-        pool:call(function() while true do end end):add_both(tell)
+        pool:call(function(started)
+          io.open(started, 'w'):close()
+          while true do end
+        end, '%s'):add_both(tell)
         pool:call(print):add_both(tell)
-        coop.await(coop.sleep(0.05))
-      ]], 'os.exit(0, true)')
+        wait_for '%s'
+      ]]):format(started, started), 'os.exit(0, true)')
       assert.equal(0, result.status)
       local list = {}
       for line in result.out:gmatch '[^\n]+' do list[#list + 1] = line end
