@@ -92,7 +92,7 @@ enum {
   CTX_DEATHS,     /* weak: thread -> frames of the error that ends it */
   CTX_FIBER_MSGH, /* its message handler */
   CTX_FIBER_MAIN, /* the function at the base of each fiber */
-  CTX_POOL,       /* fibers to be used again */
+  CTX_POOL,       /* place -> a fiber that is held there, or the next vacant place */
   CTX_THREADS,    /* weak: thread -> address of its fiber, or false while a wait
                      passes through it: threads that scripts may not resume */
   CTX_PASSING,    /* threads that a wait is passing through, innermost first */
@@ -144,7 +144,12 @@ typedef struct coop_context {
   int depth;          /* runs of handlers and bodies on the C stack */
   lua_Integer work;   /* size of CTX_WORK */
   lua_Integer later_first, later_last; /* CTX_LATER, empty when first > last */
-  lua_Integer pooled;  /* size of CTX_POOL */
+  struct {             /* of fibers (lpool.c) */
+    fiber *idle;       /* to be used again, the last one first */
+    int nidle;
+    lua_Integer places; /* in CTX_POOL */
+    lua_Integer vacant; /* the first that holds none, or 0 */
+  } pool;
   lua_Integer passing; /* size of CTX_PASSING */
   coop_link fibers;    /* all that have a body which has not ended */
   coop_link active;    /* Cooperators with a tick to come */
@@ -380,6 +385,8 @@ deferred *coop__deferred_new(lua_State *L);
 /* Fires the Deferred at 'idx', which has not fired, with the value or Failure
    on top, and runs what that reaches. [-1, +0, m] */
 void coop__fire(lua_State *L, int idx);
+/* The same of the Deferred 'd' at 'idx', no relative index. */
+void coop__fire_in(lua_State *L, coop_context *ctx, int idx, deferred *d);
 /* The same without running: for who runs it himself. */
 void coop__settle(lua_State *L, int idx);
 /* The plain Deferred at 'idx' has a state of its own from now on. [-0, +0, -] */
@@ -426,17 +433,20 @@ struct run {
   lua_Integer floor; /* of CTX_WORK: what is above was interrupted by this run */
 };
 
-/* The run goes on with the Deferred on top, just above the one under way, and comes
-   back to that when it has nothing more to do. [-1, +(0|1), m] */
-void coop__enter(struct run *r);
-/* Fires the body at 'cur' with what it left on top: a value, a Failure, or a
+/* The run goes on with the Deferred 'next' on top, just above the one under way, and
+   comes back to that when it has nothing more to do. [-1, +(0|1), m] */
+void coop__enter(struct run *r, deferred *next);
+/* Fires the body 'd' at 'cur' with what it left on top: a value, a Failure, or a
    Deferred to wait for. [-1, +0, m] */
-void coop__body_settle(lua_State *L, int cur);
+void coop__body_settle(lua_State *L, int cur, deferred *d);
 /* Runs the handlers of the Deferred at 'idx' if it may, and what they reach.
    [-0, +0, m] */
 void coop__run(lua_State *L, int idx);
+void coop__run_in(lua_State *L, coop_context *ctx, int idx, deferred *d);
 /* The same, however deep: a new body runs to its first wait. */
 void coop__run_now(lua_State *L, int idx);
+/* The same of the one on top, which stays there; some slots of the stack are free. */
+void coop__run_top(lua_State *L, coop_context *ctx, deferred *d);
 /* The Deferred at 'idx' has a new handler. [-0, +0, m] */
 void coop__added(lua_State *L, int idx);
 /* Has the Deferred at 'idx' cancelled when what is under way is over. [-0, +0, m] */
@@ -454,12 +464,14 @@ static inline bool coop__begin(coop_context *ctx) {
 int coop__end_later(lua_State *L, coop_context *ctx, int n);
 /* Ends the C function, with the 'n' results on top. A body that is too deep for
    another run leaves it to the run that it is itself in. */
-static inline int coop__end(lua_State *L, bool outer, int n) {
-  coop_context *ctx = getctx(L);
+static inline int coop__end_in(lua_State *L, coop_context *ctx, bool outer, int n) {
   if (!outer) return n;
   ctx->calling = false;
   if (ctx->later_first > ctx->later_last) return n;
   return coop__end_later(L, ctx, n);
+}
+static inline int coop__end(lua_State *L, bool outer, int n) {
+  return coop__end_in(L, getctx(L), outer, n);
 }
 
 /* --- who waits on whom (lwaits.c) ------------------------------------------------- */
@@ -480,8 +492,12 @@ void coop__unpause(lua_State *L, int idx);
    nothing is done, when that is not all there is to it. [-(0|1), +0, m] */
 bool coop__hand(lua_State *L, int idx);
 
-/* Puts a handler at the end. Pops its value. [-1, +0, m] */
-void coop__append(lua_State *L, int idx, handler_kind k);
+/* Puts a handler at the end. Pops its value. 'idx' is no relative index.
+   [-1, +0, m] */
+void coop__append_to(lua_State *L, int idx, deferred *d, handler_kind k);
+static inline void coop__append(lua_State *L, int idx, handler_kind k) {
+  coop__append_to(L, lua_absindex(L, idx), lua_touserdata(L, idx), k);
+}
 /* The kind of the next handler; H_MORE when it stands in the table of more. */
 static inline handler_kind nextkind(const deferred *d) {
   return (handler_kind)((d->kinds[d->first >> 1] >> ((d->first & 1) * 4)) & 15);
@@ -502,7 +518,7 @@ bool coop__pushwaiter(lua_State *L, int idx, const deferred *d, bool far);
 /* Pushes a list of those that wait on the Deferred at 'idx'. [-0, +1, m] */
 void coop__pushwaiters(lua_State *L, int idx);
 
-/* --- fibers and bodies (lfiber.c, lcoroutine.c) ---------------------------- */
+/* --- fibers and bodies (lfiber.c, lpool.c, lcoroutine.c) ---------------------------- */
 
 enum { FIBER_THREAD = 1, FIBER_INNER, FIBER_WAIT, FIBER_NUV = FIBER_WAIT };
 
@@ -511,21 +527,36 @@ struct fiber {
   object object;
   lua_State *co;
   coop_context *ctx; /* NULL once the context is gone */
-  coop_link link;   /* in ctx->fibers while something of it is suspended */
+  coop_link link;   /* in ctx->fibers while it has a body that has not ended */
+  fiber *next;      /* of those that are idle */
+  lua_Integer place; /* in the pool that holds it, or 0 */
   bool spent;       /* a script has seen the thread: it is not used again */
   bool waits;       /* suspended in an await */
   bool inner;       /* FIBER_INNER is a list: a wait passed through others */
 };
 
 /* Moves the function and its 'nargs' arguments on top to a fiber, which is pushed;
-   its thread is to be resumed with nargs + 1 values. [-(nargs+1), +1, m] */
+   its thread is to be resumed with nargs + 2 values. [-(nargs+1), +1, m] */
 fiber *coop__fiber_new(lua_State *L, int nargs);
+/* A fiber to be used, idle or new: the pool holds it. [-0, +0, m] */
+fiber *coop__fiber_take(lua_State *L, coop_context *ctx);
+/* Has the pool hold it no longer: pushes it. Whoever owns what is suspended in it
+   does so from now on. [-0, +1, m] */
+void coop__fiber_hold(lua_State *L, coop_context *ctx, fiber *f);
+/* Gives the fiber at 'idx' back, or one that the pool still holds; its thread must
+   be empty or dead and closed. [-0, +0, m] */
+void coop__fiber_give(lua_State *L, int idx);
+void coop__fiber_back(lua_State *L, coop_context *ctx, fiber *f);
+/* The state is being closed: what the pool holds is not used again. */
+void coop__pool_drop(coop_context *ctx);
 /* Pushes the error that 'co' died of; its frames, if it was a fiber, are in
    CTX_FRAMES. The thread is closed and empty. [-0, +1, m] */
 void coop__fiber_error(lua_State *L, lua_State *co);
-/* Gives the fiber at 'idx' back; its thread must be empty or dead and closed.
-   [-0, +0, m] */
-void coop__fiber_give(lua_State *L, int idx);
+/* Makes a fiber. [-0, +1, m] */
+fiber *coop__fiber_make(lua_State *L);
+/* Moves the function and its 'nargs' arguments on top to the fiber; how many values
+   its thread is to be resumed with. [-(nargs+1), +0, v] */
+int coop__fiber_load(lua_State *L, fiber *f, int nargs);
 /* Closes what is suspended in the fiber at 'idx', innermost coroutine first.
    False and the error value on top when a closer failed. [-0, +(0|1), m] */
 bool coop__fiber_close(lua_State *L, int idx);
@@ -562,7 +593,12 @@ int coop__pump_on(lua_State *L, lua_State *co, int status, int nres,
 
 /* Ends a C function by a yield of 'n' values that means 'signal' to whoever runs L;
    resumed, it returns 'results' values. [-n, +0, e] */
-int coop__signal(lua_State *L, signal_kind signal, int n, int results);
+int coop__signal_in(coop_context *ctx, lua_State *L, signal_kind signal, int n,
+                    int results);
+static inline int coop__signal(lua_State *L, signal_kind signal, int n,
+                               int results) {
+  return coop__signal_in(getctx(L), L, signal, n, results);
+}
 /* Raises misuse unless L is a coroutine that coop runs and that may yield. */
 void coop__checkwait(lua_State *L, const char *fname);
 
@@ -580,6 +616,7 @@ typedef enum body_state {
 typedef struct body {
   deferred d;
   lua_State *co;
+  fiber *fiber;      /* BODY_FIBER holds it once it has been suspended */
   uint8_t state;
   bool after;        /* to be resumed after all that was reached too deep */
   bool cancelled;    /* a Coroutine: to be closed as soon as it waits */
@@ -598,13 +635,11 @@ static inline bool body_ready(const body *b) {
          (b->d.pauses == 0 || kindof(&b->d.object) == KIND_INLINE);
 }
 
-/* Makes a body of the function and 'nargs' arguments on top. [-(n+1), +1, m] */
-body *coop__body_new(lua_State *L, kind k, int nargs);
 int coop__spawn(lua_State *L); /* coop.spawn(f, ...) */
 /* Resumes the body under way once. [-0, +0, m] */
 void coop__body_resume(struct run *r);
-/* The Deferred at 'from' has reached the body at 'cur'. [-0, +0, m] */
-void coop__body_wake(lua_State *L, int cur, int from);
+/* The Deferred 'd' at 'from' has reached the body 'b' at 'cur'. [-0, +0, m] */
+void coop__body_wake(lua_State *L, int cur, body *b, int from, deferred *d);
 
 /* A coroutine resumed by L is back while an interrupt is under way, which may
    have been caught inside: arms it for L too. */

@@ -9,16 +9,30 @@
 
 /* --- making ----------------------------------------------------------------------- */
 
-body *coop__body_new(lua_State *L, kind k, int nargs) {
+/* Puts the function and its arguments on top onto a fiber for the body.
+   [-(nargs+1), +0, m] */
+static void load(lua_State *L, coop_context *ctx, body *b, int nargs) {
+  fiber *f = coop__fiber_take(L, ctx);
+  b->fiber = f;
+  b->co = f->co;
+  b->nargs = coop__fiber_load(L, f, nargs);
+  b->state = BODY_START;
+}
+
+/* The body is suspended, or not run at once: from now on it holds its fiber. */
+static void hold(lua_State *L, coop_context *ctx, int cur, body *b) {
+  if (!b->fiber->place) return;
+  coop__fiber_hold(L, ctx, b->fiber);
+  lua_setiuservalue(L, cur, BODY_FIBER);
+}
+
+/* Makes a body of the function and 'nargs' arguments on top. [-(n+1), +1, m] */
+static body *make_body(lua_State *L, coop_context *ctx, kind k, int nargs) {
   int first = lua_gettop(L) - nargs;
   body *b = coop__new(L, k, sizeof *b, BODY_NUV);
   b->state = BODY_ENDED; /* harmless until its function is in place */
   lua_insert(L, first);
-  fiber *f = coop__fiber_new(L, nargs);
-  lua_setiuservalue(L, first, BODY_FIBER);
-  b->co = f->co;
-  b->nargs = nargs + 1;
-  b->state = BODY_START;
+  load(L, ctx, b, nargs);
   return b;
 }
 
@@ -36,24 +50,24 @@ static kind pushbody(lua_State *L, int idx) {
 }
 
 /* Runs the new body on top to its first wait. */
-static int start(lua_State *L) {
-  coop_context *ctx = getctx(L);
-  int at = lua_gettop(L);
-  if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L))
-    return coop__signal(L, SIGNAL_SPAWN, 1, 1);
-  coop__run_now(L, at);
+static int start(lua_State *L, coop_context *ctx, body *b) {
+  if (ctx->depth >= MAX_DEPTH && ctx->running == L && lua_isyieldable(L)) {
+    hold(L, ctx, lua_gettop(L), b);
+    return coop__signal_in(ctx, L, SIGNAL_SPAWN, 1, 1);
+  }
+  coop__run_top(L, ctx, (deferred *)b);
   return 1;
 }
 
 /* What inline_callbacks and coroutine return: upvalues 2 and 3 are the function
    and the kind of body. */
 static int start_body(lua_State *L) {
+  coop_context *ctx = getctx(L);
   int nargs = lua_gettop(L);
-  luaL_checkstack(L, 16, "coroutine");
+  kind k = (kind)lua_tointeger(L, lua_upvalueindex(3));
   lua_pushvalue(L, lua_upvalueindex(2));
   lua_insert(L, 1);
-  coop__body_new(L, (kind)lua_tointeger(L, lua_upvalueindex(3)), nargs);
-  return start(L);
+  return start(L, ctx, make_body(L, ctx, k, nargs));
 }
 
 static int make(lua_State *L, const char *fname, kind k) {
@@ -76,17 +90,22 @@ static int coroutine(lua_State *L) {
 
 int coop__spawn(lua_State *L) {
   coop__checkcallable(L, 1, "spawn", 1);
-  luaL_checkstack(L, 16, "spawn");
-  coop__body_new(L, KIND_COROUTINE, lua_gettop(L) - 1);
-  return start(L);
+  coop_context *ctx = getctx(L);
+  return start(L, ctx, make_body(L, ctx, KIND_COROUTINE, lua_gettop(L) - 1));
 }
 
 /* --- ending -------------------------------------------------------------------------- */
 
 /* The body is over: its fiber goes back. */
-static void give_back(lua_State *L, int cur, body *b) {
+static void give_back(lua_State *L, coop_context *ctx, int cur, body *b) {
+  fiber *f = b->fiber;
   b->state = BODY_ENDED;
   b->co = NULL;
+  b->fiber = NULL;
+  if (f->place) {
+    coop__fiber_back(L, ctx, f);
+    return;
+  }
   lua_getiuservalue(L, cur, BODY_FIBER);
   coop__fiber_give(L, lua_gettop(L));
   lua_pop(L, 1);
@@ -97,8 +116,10 @@ static void give_back(lua_State *L, int cur, body *b) {
 }
 
 /* Closes the body's coroutines; an error of a closer is on top, as a Failure. */
-static bool close_fiber(lua_State *L, int cur) {
-  lua_getiuservalue(L, cur, BODY_FIBER);
+static bool close_fiber(struct run *r, body *b) {
+  lua_State *L = r->L;
+  hold(L, r->ctx, r->cur, b);
+  lua_getiuservalue(L, r->cur, BODY_FIBER);
   bool ok = coop__fiber_close(L, lua_gettop(L));
   if (!ok) coop__caught(L, false);
   lua_remove(L, ok ? -1 : -2);
@@ -106,25 +127,25 @@ static bool close_fiber(lua_State *L, int cur) {
 }
 
 /* Ends the body with the value, Failure or Deferred on top. [-1, +0, m] */
-static void finish(lua_State *L, int cur, body *b) {
-  give_back(L, cur, b);
-  coop__body_settle(L, cur);
+static void finish(struct run *r, body *b) {
+  give_back(r->L, r->ctx, r->cur, b);
+  coop__body_settle(r->L, r->cur, &b->d);
 }
 
 /* A body that was cancelled is closed; cancelled is its outcome, unless a closer
    failed. */
-static void close_body(lua_State *L, int cur, body *b) {
+static void close_body(struct run *r, body *b) {
   b->state = BODY_RUNS;
   if (b->d.flags & D_FIRED) return;
-  if (close_fiber(L, cur)) coop__pushcancelled(L);
-  finish(L, cur, b);
+  if (close_fiber(r, b)) coop__pushcancelled(r->L);
+  finish(r, b);
 }
 
 /* The body died, its cleanup has run: the error is its outcome. */
-static void died(lua_State *L, int cur, body *b) {
-  coop__fiber_error(L, b->co);
-  coop__caught(L, true);
-  finish(L, cur, b);
+static void died(struct run *r, body *b) {
+  coop__fiber_error(r->L, b->co);
+  coop__caught(r->L, true);
+  finish(r, b);
 }
 
 /* --- yields ----------------------------------------------------------------------------- */
@@ -132,7 +153,7 @@ static void died(lua_State *L, int cur, body *b) {
 /* Moves the last of the values that the body yielded to L, drops the others. */
 static void pushyielded(lua_State *L, body *b, int nres) {
   lua_xmove(b->co, L, 1);
-  lua_settop(b->co, -nres);
+  if (nres > 1) lua_settop(b->co, -nres);
 }
 
 static void will_raise(lua_State *L, int cur, body *b) {
@@ -151,14 +172,14 @@ static void wait(lua_State *L, int cur, body *b) {
     coop__pushcycle(L);
     will_raise(L, cur, b);
   } else if (settled(d)) {
-    coop__body_wake(L, cur, at);
+    coop__body_wake(L, cur, b, at, d);
   } else {
     lua_pushvalue(L, cur);
-    coop__append(L, at, H_WAITER);
+    coop__append_to(L, at, d, H_WAITER);
     lua_pushvalue(L, at);
     lua_setiuservalue(L, cur, BODY_WAIT);
     b->state = BODY_WAITS;
-    coop__waited(L, at);
+    if (d->pauses || d->flags & D_FIRED) coop__waited(L, at);
   }
   lua_settop(L, at - 1);
 }
@@ -186,41 +207,40 @@ static void yielded(lua_State *L, int cur, body *b, int nres) {
 
 /* Another function takes the body's place: its arguments are yielded behind it.
    What is no function is the result. */
-static void noreturn_to(lua_State *L, int cur, body *b, int nres) {
+static void noreturn_to(struct run *r, body *b, int nres) {
+  lua_State *L = r->L;
   if (!lua_checkstack(L, nres + 8)) {
     lua_settop(b->co, -nres - 1);
     lua_pushliteral(L, "noreturn: too many arguments");
     coop__tofailure(L);
-    will_raise(L, cur, b);
+    will_raise(L, r->cur, b);
     return;
   }
   lua_xmove(b->co, L, nres);
   int first = lua_gettop(L) - nres + 1;
-  if (!close_fiber(L, cur)) {
+  if (!close_fiber(r, b)) {
     lua_replace(L, first);
     lua_settop(L, first);
-    finish(L, cur, b);
+    finish(r, b);
     return;
   }
   if (!coop__callable(L, first)) {
     lua_settop(L, first);
-    finish(L, cur, b);
+    finish(r, b);
     return;
   }
   if (pushbody(L, first) != KIND_COUNT) lua_replace(L, first);
-  give_back(L, cur, b);
-  b->co = coop__fiber_new(L, nres - 1)->co;
-  lua_setiuservalue(L, cur, BODY_FIBER);
-  b->nargs = nres;
-  b->state = BODY_START;
+  give_back(L, r->ctx, r->cur, b);
+  load(L, r->ctx, b, nres - 1);
 }
 
-static void leave_with(lua_State *L, int cur, body *b, int nres) {
+static void leave_with(struct run *r, body *b, int nres) {
+  lua_State *L = r->L;
   pushyielded(L, b, nres);
   int at = lua_gettop(L);
-  if (!close_fiber(L, cur)) lua_replace(L, at);
+  if (!close_fiber(r, b)) lua_replace(L, at);
   lua_settop(L, at);
-  finish(L, cur, b);
+  finish(r, b);
 }
 
 static void on_yield(struct run *r, body *b, int nres) {
@@ -229,9 +249,13 @@ static void on_yield(struct run *r, body *b, int nres) {
   int cur = r->cur;
   signal_kind signal = ctx->signal;
   ctx->signal = SIGNAL_NONE;
-  lua_getiuservalue(L, cur, BODY_FIBER);
-  coop__fiber_passed(L, lua_gettop(L));
-  lua_pop(L, 1);
+  hold(L, ctx, cur, b);
+  b->fiber->waits = true;
+  if (ctx->passing) {
+    lua_getiuservalue(L, cur, BODY_FIBER);
+    coop__fiber_passed(L, lua_gettop(L));
+    lua_pop(L, 1);
+  }
   switch (signal) {
     case SIGNAL_NONE: yielded(L, cur, b, nres); break;
     case SIGNAL_AWAIT:
@@ -243,15 +267,15 @@ static void on_yield(struct run *r, body *b, int nres) {
       lua_pushvalue(L, -1);
       lua_setiuservalue(L, cur, BODY_WAIT);
       b->state = BODY_VALUE;
-      coop__enter(r);
+      coop__enter(r, lua_touserdata(L, -1));
       break;
     case SIGNAL_RUN:
       b->state = BODY_PLAIN;
       b->nargs = nres;
       b->after = true;
       break;
-    case SIGNAL_NORETURN: noreturn_to(L, cur, b, nres); break;
-    case SIGNAL_RETURN: leave_with(L, cur, b, nres); break;
+    case SIGNAL_NORETURN: noreturn_to(r, b, nres); break;
+    case SIGNAL_RETURN: leave_with(r, b, nres); break;
     case SIGNAL_EXIT:
       lua_settop(b->co, -nres - 1);
       b->state = BODY_CLOSES;
@@ -263,18 +287,23 @@ static void on_yield(struct run *r, body *b, int nres) {
 /* --- resuming ------------------------------------------------------------------------------ */
 
 /* Puts what the body is to be resumed with on its thread; how many values. */
-static int pushinput(lua_State *L, int cur, body *b) {
+static int pushinput(struct run *r, body *b) {
+  lua_State *L = r->L;
+  int cur = r->cur;
   if (b->state == BODY_START) return b->nargs;
-  lua_getiuservalue(L, cur, BODY_FIBER);
-  coop__fiber_resumes(L, lua_gettop(L));
-  lua_pop(L, 1);
+  b->fiber->waits = false;
+  if (b->fiber->inner) {
+    lua_getiuservalue(L, cur, BODY_FIBER);
+    coop__fiber_resumes(L, lua_gettop(L));
+    lua_pop(L, 1);
+  }
   if (b->state == BODY_PLAIN) return b->nargs;
   lua_getiuservalue(L, cur, BODY_WAIT);
   if (b->state == BODY_ERROR) {
     coop__raised(L, lua_gettop(L));
     lua_getiuservalue(L, -1, FAILURE_VALUE);
     lua_remove(L, -2);
-    getctx(L)->raising = true;
+    r->ctx->raising = true;
   }
   lua_xmove(L, b->co, 1);
   lua_pushnil(L);
@@ -284,7 +313,7 @@ static int pushinput(lua_State *L, int cur, body *b) {
 
 /* Moves the first of the values that the body returned to L. */
 static void pushreturned(lua_State *L, body *b, int nres) {
-  lua_settop(b->co, lua_gettop(b->co) - nres + 1);
+  if (nres > 1) lua_settop(b->co, -nres);
   lua_xmove(b->co, L, 1);
 }
 
@@ -292,19 +321,20 @@ static void pushreturned(lua_State *L, body *b, int nres) {
    it. */
 static bool isdying(const body *b) {
   lua_Debug ar;
-  return lua_status(b->co) == LUA_OK && lua_getstack(b->co, 0, &ar);
+  return b->state != BODY_START && lua_status(b->co) == LUA_OK &&
+         lua_getstack(b->co, 0, &ar);
 }
 
 void coop__body_resume(struct run *r) {
   lua_State *L = r->L;
   body *b = (body *)r->d;
-  int nres, cur = r->cur;
+  int nres;
   if (isdying(b)) {
     b->state = BODY_ENDED;
     return;
   }
   if (b->state == BODY_CLOSES) {
-    close_body(L, cur, b);
+    close_body(r, b);
     return;
   }
   coop_context *ctx = r->ctx;
@@ -312,9 +342,9 @@ void coop__body_resume(struct run *r) {
   uint8_t mode = ctx->flow.mode;
   ctx->calling = false; /* what it calls shall have run when it returns */
   ctx->flow.mode = FLOW_PLAIN;
-  int n = pushinput(L, cur, b);
+  int n = pushinput(r, b);
   b->state = BODY_RUNS;
-  int status = coop__resume(L, b->co, n, &nres);
+  int status = coop__resume_in(ctx, L, b->co, n, &nres);
   ctx->calling = calling;
   ctx->flow.mode = mode;
   if (status == LUA_YIELD) {
@@ -322,34 +352,41 @@ void coop__body_resume(struct run *r) {
   } else if (status == LUA_OK) {
     if (nres == 0) lua_pushnil(L);
     else pushreturned(L, b, nres);
-    finish(L, cur, b);
+    finish(r, b);
   } else {
-    died(L, cur, b);
+    died(r, b);
   }
 }
 
-void coop__body_wake(lua_State *L, int cur, int from) {
-  body *b = lua_touserdata(L, cur);
-  deferred *d = lua_touserdata(L, from);
+void coop__body_wake(lua_State *L, int cur, body *b, int from, deferred *d) {
   b->cascaded = 0;
-  coop__handled(L, from);
+  if (d->flags & D_FAILED) coop__handled(L, from);
   if (b->cancelled) {
     b->state = BODY_CLOSES;
-    return;
+  } else if (lua_status(b->co) != LUA_YIELD) {
+    b->state = BODY_ENDED; /* the collector is closing it: see isdying */
+  } else if (d->flags & D_FAILED) {
+    lua_getiuservalue(L, from, DEFERRED_RESULT);
+    will_raise(L, cur, b);
+  } else {
+    lua_getiuservalue(L, from, DEFERRED_RESULT);
+    lua_xmove(L, b->co, 1);
+    lua_pushnil(L);
+    lua_setiuservalue(L, cur, BODY_WAIT);
+    b->state = BODY_PLAIN;
+    b->nargs = 1;
   }
-  b->state = d->flags & D_FAILED ? BODY_ERROR : BODY_VALUE;
-  lua_getiuservalue(L, from, DEFERRED_RESULT);
-  lua_setiuservalue(L, cur, BODY_WAIT);
 }
 
 /* --- module functions ------------------------------------------------------------------------- */
 
 static int await(lua_State *L) {
-  coop__checkwait(L, "await");
-  lua_settop(L, 1);
+  coop_context *ctx = getctx(L);
+  if (ctx->running != L || !lua_isyieldable(L)) coop__checkwait(L, "await");
+  if (lua_gettop(L) != 1) lua_settop(L, 1);
   deferred *d = todeferred(L, 1);
   if (!d) return 1;
-  if (!settled(d)) return coop__signal(L, SIGNAL_AWAIT, 1, 1);
+  if (!settled(d)) return coop__signal_in(ctx, L, SIGNAL_AWAIT, 1, 1);
   lua_getiuservalue(L, 1, DEFERRED_RESULT);
   if (!(d->flags & D_FAILED)) return 1;
   coop__handled(L, 1);
@@ -383,7 +420,9 @@ static const luaL_Reg functions[] = {
 /* core.main(f, ...): a body as of inline_callbacks, but not started: it runs when
    core.start is called with it. */
 static int main_body(lua_State *L) {
-  body *b = coop__body_new(L, KIND_INLINE, lua_gettop(L) - 1);
+  coop_context *ctx = getctx(L);
+  body *b = make_body(L, ctx, KIND_INLINE, lua_gettop(L) - 1);
+  hold(L, ctx, lua_gettop(L), b);
   b->state = BODY_ENDED; /* nothing runs it yet */
   return 1;
 }

@@ -27,17 +27,23 @@ deferred *coop__checkdeferred(lua_State *L, int idx, const char *fname, int arg)
   return d;
 }
 
-void coop__settle(lua_State *L, int idx) {
-  deferred *d = lua_touserdata(L, idx);
+static void settle(lua_State *L, int idx, deferred *d) {
   d->flags |= D_FIRED;
   coop__set_result(L, idx, d);
   coop__unfresh(L, idx);
 }
 
+void coop__settle(lua_State *L, int idx) {
+  settle(L, idx, lua_touserdata(L, idx));
+}
+
+void coop__fire_in(lua_State *L, coop_context *ctx, int idx, deferred *d) {
+  settle(L, idx, d);
+  coop__run_in(L, ctx, idx, d);
+}
+
 void coop__fire(lua_State *L, int idx) {
-  idx = lua_absindex(L, idx);
-  coop__settle(L, idx);
-  coop__run(L, idx);
+  coop__fire_in(L, getctx(L), lua_absindex(L, idx), lua_touserdata(L, idx));
 }
 
 /* --- failures that nobody has seen -------------------------------------------- */
@@ -116,9 +122,10 @@ int coop__callback(lua_State *L) {
     return coop__argerror(L, "callback", 1, "a value expected, got a Deferred");
   lua_settop(L, 2);
   if (!may_fire(L, d, "callback")) return 0;
-  bool outer = coop__begin(getctx(L));
-  coop__fire(L, 1);
-  return coop__end(L, outer, 0);
+  coop_context *ctx = getctx(L);
+  bool outer = coop__begin(ctx);
+  coop__fire_in(L, ctx, 1, d);
+  return coop__end_in(L, ctx, outer, 0);
 }
 
 int coop__errback(lua_State *L) {
@@ -171,9 +178,10 @@ static int add(lua_State *L, const char *fname, handler_kind k) {
   if (lua_gettop(L) > 2) {
     pushcall(L, k != H_ERRBACK, k != H_CALLBACK, 3);
     if (k != H_OBSERVE) k = H_CALL;
+    lua_replace(L, 2);
+    lua_settop(L, 2);
   }
-  coop__append(L, 1, k);
-  lua_settop(L, 1);
+  coop__append_to(L, 1, d, k);
   return run_handlers(L, d);
 }
 

@@ -11,7 +11,6 @@
 #include "lcoop.h"
 
 enum {
-  POOL_MAX = 256,    /* fibers kept to be used again */
   CLOSE_DEPTH = 100  /* closers that may close others: Lua 5.4.4 does not count */
 };
 
@@ -98,8 +97,9 @@ static int resumed(lua_State *L, int status, lua_KContext n) {
   return n < 0 ? lua_gettop(L) : (int)n;
 }
 
-int coop__signal(lua_State *L, signal_kind signal, int n, int results) {
-  getctx(L)->signal = signal;
+int coop__signal_in(coop_context *ctx, lua_State *L, signal_kind signal, int n,
+                    int results) {
+  ctx->signal = signal;
   return lua_yieldk(L, n, results, resumed);
 }
 
@@ -446,8 +446,6 @@ static int fiber_k(lua_State *L, int status, lua_KContext k) {
 }
 
 static int fiber_main(lua_State *L) {
-  pushctx(L, CTX_FIBER_MSGH);
-  lua_insert(L, 1);
   int status = lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, 0, fiber_k);
   return fiber_k(L, status, 0);
 }
@@ -491,7 +489,7 @@ void coop__fiber_error(lua_State *L, lua_State *co) {
   }
 }
 
-static fiber *fiber_make(lua_State *L) {
+fiber *coop__fiber_make(lua_State *L) {
   fiber *f = coop__new(L, KIND_FIBER, sizeof *f, FIBER_NUV);
   coop__link_init(&f->link);
   f->ctx = getctx(L);
@@ -506,47 +504,23 @@ static fiber *fiber_make(lua_State *L) {
   return f;
 }
 
+/* The thread is as new: fiber_main and its message handler go below. */
+int coop__fiber_load(lua_State *L, fiber *f, int nargs) {
+  if (nargs > LUA_MINSTACK / 2 && !lua_checkstack(f->co, nargs + 4))
+    luaL_error(L, "too many arguments");
+  pushctx(L, CTX_FIBER_MAIN);
+  pushctx(L, CTX_FIBER_MSGH);
+  lua_xmove(L, f->co, 2);
+  lua_xmove(L, f->co, nargs + 1);
+  return nargs + 2;
+}
+
 fiber *coop__fiber_new(lua_State *L, int nargs) {
   coop_context *ctx = getctx(L);
-  fiber *f;
-  if (ctx->pooled > 0) {
-    pushctx(L, CTX_POOL);
-    lua_rawgeti(L, -1, ctx->pooled);
-    lua_pushboolean(L, 0);
-    lua_rawseti(L, -3, ctx->pooled--);
-    lua_remove(L, -2);
-    f = lua_touserdata(L, -1);
-  } else {
-    f = fiber_make(L);
-  }
-  if (!lua_checkstack(f->co, nargs + 4)) luaL_error(L, "too many arguments");
-  lua_insert(L, -nargs - 2);
-  pushctx(L, CTX_FIBER_MAIN);
-  lua_xmove(L, f->co, 1);
-  lua_xmove(L, f->co, nargs + 1);
-  coop__link_insert(&ctx->fibers, &f->link);
+  fiber *f = coop__fiber_take(L, ctx);
+  coop__fiber_load(L, f, nargs);
+  coop__fiber_hold(L, ctx, f);
   return f;
-}
-
-/* Is it a finaliser that runs? Then lua_gc refuses everything. (The versions
-   before 5.4.4 do not; of coop's own finalisers the context knows.) */
-static bool iscollecting(lua_State *L) {
-  return getctx(L)->collecting || lua_gc(L, LUA_GCISRUNNING) < 0;
-}
-
-void coop__fiber_give(lua_State *L, int idx) {
-  coop_context *ctx = getctx(L);
-  fiber *f = lua_touserdata(L, idx);
-  coop__link_remove(&f->link);
-  if (iscollecting(L)) return; /* its own finaliser may be yet to come */
-  if (f->spent || !f->co || ctx->closed || ctx->pooled >= POOL_MAX) return;
-  if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
-  idx = lua_absindex(L, idx);
-  pushctx(L, CTX_POOL);
-  lua_pushvalue(L, idx);
-  lua_rawseti(L, -2, ctx->pooled + 1);
-  ctx->pooled++;
-  lua_pop(L, 1);
 }
 
 void coop__forget_passed(lua_State *L) {
@@ -622,6 +596,7 @@ static int fiber__gc(lua_State *L) {
   lua_State *co = f->co;
   coop__link_remove(&f->link);
   if (!f->ctx) return 0;
+  if (f->place) coop__pool_drop(f->ctx);
   f->co = NULL;
   lua_getiuservalue(L, 1, FIBER_THREAD);
   lua_settop(L, 2);

@@ -72,7 +72,7 @@ static int generator_next(lua_State *L) {
   }
   if (g->state == GENERATOR_NEW) {
     coop__generator_start(L, 1);
-    nargs = g->nargs + 1;
+    nargs = g->nargs + 2;
     lua_xmove(g->co, L, nargs);
   }
   return coop__pump(L, g->co, nargs, RESUME_NEXT);

@@ -94,7 +94,7 @@ static bool thinned(const deferred *d) {
 
 /* Makes room for one more handler. A new table may run finalisers, which may do
    anything to the Deferred: what it is for is asked again. */
-static void make_room(lua_State *L, int idx, deferred *d) {
+static inline void make_room(lua_State *L, int idx, deferred *d) {
   if (d->first == d->count) d->first = d->count = 0;
   if (d->count < SLOTS || (has_more(d) && !thinned(d))) return;
   lua_createtable(L, has_more(d) ? (int)(d->end - d->more) : 8, 0);
@@ -105,9 +105,7 @@ static void make_room(lua_State *L, int idx, deferred *d) {
   else lua_pop(L, 1);
 }
 
-void coop__append(lua_State *L, int idx, handler_kind k) {
-  deferred *d = lua_touserdata(L, idx);
-  idx = lua_absindex(L, idx);
+void coop__append_to(lua_State *L, int idx, deferred *d, handler_kind k) {
   make_room(L, idx, d);
   if (d->count < SLOTS) {
     lua_setiuservalue(L, idx, DEFERRED_SLOT + d->count);

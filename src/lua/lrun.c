@@ -36,7 +36,7 @@ static void wait_for(lua_State *L, int cur, deferred *d) {
     lua_pushvalue(L, at);
     lua_setiuservalue(L, cur, DEFERRED_RESULT);
     lua_pushvalue(L, cur);
-    coop__append(L, at, H_WAITER);
+    coop__append_to(L, at, inner, H_WAITER);
     d->flags = (uint16_t)((d->flags & ~D_FAILED) | D_WAITING);
     coop__waited(L, at);
   }
@@ -49,8 +49,7 @@ static void take_outcome(lua_State *L, int cur, deferred *d) {
   else coop__set_result(L, cur, d);
 }
 
-void coop__body_settle(lua_State *L, int cur) {
-  deferred *d = lua_touserdata(L, cur);
+void coop__body_settle(lua_State *L, int cur, deferred *d) {
   d->flags |= D_FIRED;
   take_outcome(L, cur, d);
 }
@@ -96,8 +95,7 @@ static void fetch(lua_State *L, int cur, int slot, lua_Integer n) {
 }
 
 /* Whoever is left below stays busy, so that what is added to it is queued. */
-void coop__enter(struct run *r) {
-  deferred *next = lua_touserdata(r->L, -1);
+void coop__enter(struct run *r, deferred *next) {
   if (next->flags & D_BUSY) {
     lua_pop(r->L, 1);
   } else if (!runnable(next)) {
@@ -117,7 +115,7 @@ void coop__enter(struct run *r) {
 }
 
 /* Goes back to the one that was interrupted last; false when there is none. */
-static bool leave(struct run *r) {
+static inline bool leave(struct run *r) {
   if (r->ctx->work > r->floor) fetch(r->L, r->cur, CTX_WORK, r->ctx->work--);
   else if (r->cur > r->base + 1) lua_settop(r->L, --r->cur);
   else return false;
@@ -127,14 +125,14 @@ static bool leave(struct run *r) {
 
 /* Queues one that was reached too deep: the outermost run comes to it. */
 static void put_later(lua_State *L, coop_context *ctx, int idx, deferred *d) {
-  store(L, lua_absindex(L, idx), CTX_LATER, ctx->later_last + 1);
+  store(L, idx, CTX_LATER, ctx->later_last + 1);
   ctx->later_last++;
   d->flags |= D_BUSY;
 }
 
 void coop__cancel_later(lua_State *L, int idx) {
   deferred *d = lua_touserdata(L, idx);
-  if (!(d->flags & D_BUSY)) put_later(L, getctx(L), idx, d);
+  if (!(d->flags & D_BUSY)) put_later(L, getctx(L), lua_absindex(L, idx), d);
   d->flags |= D_CANCEL;
 }
 
@@ -152,8 +150,7 @@ static deferred *take_later(lua_State *L, coop_context *ctx, int at) {
 static bool enter_later(struct run *r) {
   if (r->ctx->later_first > r->ctx->later_last) return false;
   lua_pushnil(r->L);
-  take_later(r->L, r->ctx, r->cur + 1);
-  coop__enter(r);
+  coop__enter(r, take_later(r->L, r->ctx, r->cur + 1));
   return true;
 }
 
@@ -254,9 +251,9 @@ static void wake(struct run *r) {
     w->flags &= (uint16_t)~D_WAITING;
     hand_over(L, r->cur, at);
   } else {
-    coop__body_wake(L, at, r->cur);
+    coop__body_wake(L, at, (body *)w, r->cur, r->d);
   }
-  coop__enter(r);
+  coop__enter(r, w);
 }
 
 /* Fires the Deferred on top, a target of chain_deferred. */
@@ -280,7 +277,7 @@ static void chain(struct run *r) {
   }
   lua_pushnil(L);
   coop__set_result(L, r->cur, d);
-  if (fires) coop__enter(r);
+  if (fires) coop__enter(r, t);
 }
 
 /* --- the loop ---------------------------------------------------------------------------- */
@@ -323,12 +320,11 @@ static bool advance(struct run *r) {
   return true;
 }
 
-/* Runs the one at 'idx', which is runnable and in no run, and all that it wakes. */
-static void run_all(lua_State *L, coop_context *ctx, int idx, deferred *d) {
-  luaL_checkstack(L, NEAR + 16, "run");
-  int base = lua_gettop(L);
-  struct run r = {L, ctx, base, base + 1, d, ctx->work};
-  lua_pushvalue(L, idx);
+/* It is runnable, and in no run. */
+void coop__run_top(lua_State *L, coop_context *ctx, deferred *d) {
+  if (!lua_checkstack(L, NEAR + 16)) luaL_error(L, "stack overflow (run)");
+  int cur = lua_gettop(L);
+  struct run r = {L, ctx, cur - 1, cur, d, ctx->work};
   d->flags |= D_BUSY;
   ctx->depth++;
   do {
@@ -336,21 +332,30 @@ static void run_all(lua_State *L, coop_context *ctx, int idx, deferred *d) {
     rest(L, r.cur, r.d);
   } while (leave(&r));
   ctx->depth--;
-  lua_settop(L, base);
-  if (!ctx->calling) coop__run_later(L);
+  if (!ctx->calling && ctx->later_first <= ctx->later_last) coop__run_later(L);
+}
+
+static void run_all(lua_State *L, coop_context *ctx, int idx, deferred *d) {
+  luaL_checkstack(L, 1, "run");
+  lua_pushvalue(L, idx);
+  coop__run_top(L, ctx, d);
+  lua_pop(L, 1);
 }
 
 void coop__run_now(lua_State *L, int idx) {
   run_all(L, getctx(L), idx, lua_touserdata(L, idx));
 }
 
-void coop__run(lua_State *L, int idx) {
-  coop_context *ctx = getctx(L);
-  deferred *d = lua_touserdata(L, idx);
+void coop__run_in(lua_State *L, coop_context *ctx, int idx, deferred *d) {
   if (d->flags & D_BUSY) return;
-  if (!runnable(d)) rest(L, lua_absindex(L, idx), d);
+  if (!runnable(d)) rest(L, idx, d);
   else if (ctx->depth >= MAX_DEPTH) put_later(L, ctx, idx, d);
+  else if (idx == lua_gettop(L)) coop__run_top(L, ctx, d);
   else run_all(L, ctx, idx, d);
+}
+
+void coop__run(lua_State *L, int idx) {
+  coop__run_in(L, getctx(L), lua_absindex(L, idx), lua_touserdata(L, idx));
 }
 
 void coop__added(lua_State *L, int idx) {
