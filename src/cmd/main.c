@@ -16,6 +16,7 @@
 
 #include "command.h"
 #include "coop.h"
+#include "lstate.h"
 
 static coop_context *volatile context;
 static volatile sig_atomic_t caught; /* the first signal that came */
@@ -107,7 +108,7 @@ static int say_error(lua_State *L) {
 }
 
 int main(int argc, char **argv) {
-  lua_State *L = luaL_newstate();
+  lua_State *L = coop__state_new();
   if (!L) {
     fprintf(stderr, "coop: not enough memory\n");
     return EXIT_FAILURE;
@@ -118,6 +119,6 @@ int main(int argc, char **argv) {
   int status = lua_pcall(L, 2, 1, 0) == LUA_OK ? (int)lua_tointeger(L, -1)
                                                : say_error(L);
   context = NULL; /* what comes now ends the process the second time */
-  lua_close(L);
+  coop__state_close(L);
   return fflush(stdout) == 0 ? status : EXIT_FAILURE;
 }

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "coop.h"
+#include "lstate.h"
 #include "lthreads.h"
 #include "parts.h"
 
@@ -189,14 +190,14 @@ static int fill_state(lua_State *L) {
 }
 
 static lua_State *new_state(worker *w) {
-  lua_State *L = luaL_newstate();
+  lua_State *L = coop__state_new();
   if (!L) return NULL;
   *(worker **)lua_getextraspace(L) = w;
   lua_gc(L, LUA_GCGEN, 0, 0);
   lua_pushcfunction(L, fill_state);
   lua_pushlightuserdata(L, w);
   if (lua_pcall(L, 1, 0, 0) == LUA_OK) return L;
-  lua_close(L);
+  coop__state_close(L);
   return NULL;
 }
 
@@ -323,7 +324,7 @@ static void free_job(job *j) {
 }
 
 static void free_worker(worker *w) {
-  if (w->L) lua_close(w->L);
+  if (w->L) coop__state_close(w->L);
   coop__bytes_free(&w->scratch);
   uv_mutex_destroy(&w->mutex);
   free(w->path);
