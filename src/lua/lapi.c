@@ -53,7 +53,7 @@ int coop__host_call(lua_State *L, lua_CFunction f, const void *arg, int nargs,
   if (status != LUA_OK) {
     ctx->depth = depth;
     ctx->calling = calling;
-    ctx->running = running;
+    coop__runs(ctx, running);
   }
   coop__close_asked(ctx);
   return status;

@@ -136,7 +136,8 @@ typedef struct fiber fiber;
 typedef struct coop_context {
   object object;
   lua_State *L;       /* the main thread of the state */
-  lua_State *running; /* the coroutine that runs, NULL outside coop's own */
+  lua_State *running; /* the coroutine that runs, NULL outside coop's own; set by
+                         coop__runs: other threads read it */
   signal_kind signal; /* what the yield under way means */
   bool raising;       /* the coroutine being resumed is to raise the value */
   bool calling;       /* callback, cancel or the like is under way: what is reached
@@ -184,7 +185,9 @@ typedef struct coop_context {
   coop_outside outside; /* for C modules beside coop */
   struct ticker *ticker; /* redraws (lscreen.c), once something was shown */
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
-    atomic_bool pending;
+    atomic_uint word;  /* 0, or INTERRUPT_PENDING and who is at it */
+    atomic_int slot;   /* who may touch the message: an interrupt_slot */
+    atomic_bool closed;
     unsigned raised;   /* how often it has been */
     double since;      /* when it was first */
     int catcher;       /* the frame, from the base, that will catch it; 0: none */
@@ -199,6 +202,26 @@ typedef struct coop_context {
   coop_post_item *posted;  /* taken from it, to be called now */
   struct threads *threads; /* the pools, once there are any (lthreads.c) */
 } coop_context;
+
+enum { INTERRUPT_PENDING = 1, INTERRUPT_AT_IT = 2 /* for each thread that is */ };
+
+/* Is an interrupt under way? */
+static inline bool coop__interrupted(const coop_context *ctx) {
+  return atomic_load_explicit(&ctx->interrupt.word, memory_order_acquire) &
+         INTERRUPT_PENDING;
+}
+/* The one that is to be raised in whatever runs next is for 'co'; waits for those
+   who might have a hand on the one that ran before. */
+void coop__interrupt_next(coop_context *ctx, lua_State *co);
+
+/* From now on it is 'co' that runs. A thread that interrupts may be looking at the
+   one before, which may be collected after this. */
+static inline void coop__runs(coop_context *ctx, lua_State *co) {
+  __atomic_store_n(&ctx->running, co, __ATOMIC_RELAXED);
+  atomic_signal_fence(memory_order_seq_cst); /* the rest is up to them */
+  if (atomic_load_explicit(&ctx->interrupt.word, memory_order_relaxed))
+    coop__interrupt_next(ctx, co);
+}
 
 static inline coop_context *getctx(lua_State *L) {
   return (coop_context *)lua_touserdata(L, CTX);
@@ -651,13 +674,13 @@ static inline int coop__resume_in(coop_context *ctx, lua_State *L, lua_State *co
   lua_State *outer = ctx->running;
   int depth = ctx->depth;
   bool calling = ctx->calling;
-  ctx->running = co;
+  coop__runs(ctx, co);
   int status = lua_resume(co, L, nargs, nres);
   if (status == LUA_OK && ctx->signal == SIGNAL_DIED) {
     ctx->signal = SIGNAL_NONE;
     status = LUA_ERRRUN;
   }
-  ctx->running = outer;
+  coop__runs(ctx, outer);
   ctx->depth = depth; /* an error may have left runs behind */
   ctx->calling = calling;
   ctx->raising = false;
@@ -837,6 +860,12 @@ void coop__newtype(lua_State *L, kind k, const luaL_Reg *methods,
    raised there. [-0, +1, m] */
 void coop__exit_in(lua_State *L, lua_State *co);
 void coop__open_interrupt(lua_State *L);
+/* A body that waits has it raised by other means. */
+void coop__interrupt_told(coop_context *ctx);
+/* What it was raised in has been unwound: no more of it. */
+void coop__interrupt_over(coop_context *ctx);
+/* None is accepted any more, and nobody is at it. */
+void coop__interrupts_end(coop_context *ctx);
 
 /* --- posts (lreactor.c) and threads (lthreads.c) ------------------------------ */
 

@@ -108,7 +108,7 @@ static int step_generator(coop_task *base, void *host) {
   generator *g = t->g;
   if (g->state != GENERATOR_READY || t->resumes || lua_status(g->co) != LUA_YIELD)
     return STEP_EVENT;
-  t->c->ctx->running = g->co;
+  coop__runs(t->c->ctx, g->co);
   return lua_resume(g->co, host, 0, &base->nout);
 }
 
@@ -128,7 +128,7 @@ static int step_thread(coop_task *base, void *host) {
   bool waits = waits_elsewhere(host, -1);
   lua_pop((lua_State *)host, 1);
   if (waits) return STEP_EVENT;
-  t->c->ctx->running = t->co;
+  coop__runs(t->c->ctx, t->co);
   return lua_resume(t->co, host, 0, &base->nout);
 }
 
@@ -285,7 +285,7 @@ static bool slice_over(cooperator *c) {
 
 static bool predicate_over(cooperator *c) {
   lua_State *L = c->L;
-  c->ctx->running = c->caller; /* an interrupt is for the predicate */
+  coop__runs(c->ctx, c->caller); /* an interrupt is for the predicate */
   lua_pushvalue(L, c->base + 2);
   if (!coop__pcall(L, 0, 1, 0)) {
     coop__reporterror(L);
@@ -343,7 +343,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   c->glanced = coop__cycles();
   c->over = false;
   coop__sched_tick(&c->sched, L, over, c);
-  ctx->running = running;
+  coop__runs(ctx, running);
   ctx->depth = depth;
   c->L = outer;
   lua_settop(L, c->base - 1);
@@ -1038,7 +1038,7 @@ static int event(lua_State *L) {
     if (c->stopping) stop_all(L, lua_upvalueindex(2), c);
     return 0;
   }
-  c->ctx->running = c->caller;
+  coop__runs(c->ctx, c->caller);
   if (c->ctx->signal == SIGNAL_DIED) {
     c->ctx->signal = SIGNAL_NONE;
     status = LUA_ERRRUN;

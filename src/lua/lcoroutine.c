@@ -440,6 +440,7 @@ static int interrupt_body(lua_State *L) {
   body *b = tobody(coop__checkdeferred(L, 1, "interrupt", 1));
   lua_settop(L, 2);
   if (!b || b->state != BODY_WAITS) return 0;
+  coop__interrupt_told(getctx(L));
   lua_pushvalue(L, 1);
   lua_getiuservalue(L, 1, BODY_WAIT); /* stack: body, message, body, source */
   coop__detach(L, 4, b);

@@ -419,9 +419,9 @@ bool coop__close_thread(lua_State *L, lua_State *co) {
   lua_State *running = ctx->running;
   int depth = ctx->depth;
   ctx->closing++;
-  ctx->running = NULL; /* what a closer calls cannot wait */
+  coop__runs(ctx, NULL); /* what a closer calls cannot wait */
   int status = closethread(co, L);
-  ctx->running = running;
+  coop__runs(ctx, running);
   ctx->depth = depth;
   ctx->closing--;
   if (status == LUA_OK) {

@@ -52,11 +52,11 @@ static int run(lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(2));
   lua_insert(L, 1);
   ctx->turn_L = L;
-  ctx->running = NULL; /* what the loop calls is not the caller's */
+  coop__runs(ctx, NULL); /* what the loop calls is not the caller's */
   ctx->looping = true;
   int status = lua_pcall(L, lua_gettop(L) - 1, LUA_MULTRET, 0);
   ctx->looping = false;
-  ctx->running = running;
+  coop__runs(ctx, running);
   ctx->turn_L = outer;
   return status == LUA_OK ? lua_gettop(L) : lua_error(L);
 }

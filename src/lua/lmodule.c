@@ -353,6 +353,7 @@ void coop__shut(coop_context *ctx) {
   coop__posts_close(ctx->posts);
   coop__run_posts(ctx);
   ctx->closed = true;
+  coop__interrupts_end(ctx);
   coop__watches_shut(ctx);
   coop__net_shut(ctx);
   coop__outside_shut(ctx);

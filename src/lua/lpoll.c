@@ -48,6 +48,7 @@ int coop_poll(coop_context *ctx, double budget) {
   bool stopped = status == LUA_OK && lua_toboolean(L, -1);
   ctx->until = HUGE_VAL;
   ctx->running_loop = false;
+  coop__interrupt_over(ctx);
   coop__loop_release(&ctx->loop);
   if (status == LUA_OK) lua_pop(L, 1);
   else coop__report_in(ctx, L);

@@ -39,12 +39,12 @@ bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
   lua_pushlightuserdata(L, arg);
   int status = lua_pcall(L, 1, 0, 0);
   ctx->turning = false;
-  if (lua_gethook(L) && atomic_load(&ctx->interrupt.pending))
+  if (lua_gethook(L) && ctx->interrupt.raised && coop__interrupted(ctx))
     lua_sethook(L, NULL, 0, 0); /* an interrupt is for scripts, not for the loop */
   if (status != LUA_OK) {
     ctx->depth = 0;
     ctx->calling = false;
-    ctx->running = NULL;
+    coop__runs(ctx, NULL);
     coop__report_in(ctx, L);
   }
   coop__close_asked(ctx);
@@ -110,7 +110,7 @@ bool coop__turn(lua_State *L, bool wait) {
   if (ctx->closed) luaL_error(L, "coop has been closed in this state");
   lua_State *outer = ctx->turn_L, *running = ctx->running;
   ctx->turn_L = L;
-  ctx->running = NULL;
+  coop__runs(ctx, NULL);
   ctx->looping = true;
   /* a loop without anything else to do does not look for posts */
   bool posts = coop__posts_left(ctx);
@@ -119,7 +119,7 @@ bool coop__turn(lua_State *L, bool wait) {
   if (ctx->closed) coop__loop_finish(&ctx->loop);
   left = left || coop__posts_left(ctx);
   ctx->looping = false;
-  ctx->running = running;
+  coop__runs(ctx, running);
   ctx->turn_L = outer;
   return left;
 }
