@@ -77,7 +77,7 @@ local function parse_type(text, names)
       need('%)', ')')
     elseif take '{' then
       parse_fields '}'
-    elseif not (take "'[^']*'" or take '"[^"]*"' or take '%d+') then
+    elseif not (take '%.%.%.' or take "'[^']*'" or take '"[^"]*"' or take '%d+') then
       local name = need('[%a_][%w_.]*', 'type')
       names[#names + 1] = name
       if take '<' then
@@ -162,6 +162,7 @@ end
 function tags.overload(block, text) block.overload = split_type(text, block.names) end
 function tags.async(block) block.async = true end
 function tags.meta() end
+function tags.diagnostic() end
 
 local function new_block()
   return { text = {}, params = {}, returns = {}, fields = {}, generics = {}, names = {} }

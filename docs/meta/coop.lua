@@ -1,4 +1,5 @@
 ---@meta coop
+---@diagnostic disable: inject-field
 
 -- # Types
 --
@@ -69,21 +70,21 @@ function Deferred:errback(err) end
 
 ---Has `f(value, ...)` called with the value. What it returns is the next handler's value.
 ---@generic R
----@param f fun(value: T, ...): R
+---@param f fun(value: T, ...): R?
 ---@param ... any
 ---@return coop.Deferred<R> # the same Deferred
 function Deferred:add_callback(f, ...) end
 
 ---Has `f(failure, ...)` called with a failure. What it returns takes its place.
 ---@generic R
----@param f fun(failure: coop.Failure, ...): R
+---@param f fun(failure: coop.Failure, ...): R?
 ---@param ... any
 ---@return coop.Deferred<T|R> # the same Deferred
 function Deferred:add_errback(f, ...) end
 
 ---Has `f(result, ...)` called with the value or the failure.
 ---@generic R
----@param f fun(result: T|coop.Failure, ...): R
+---@param f fun(result: T|coop.Failure, ...): R?
 ---@param ... any
 ---@return coop.Deferred<R> # the same Deferred
 function Deferred:add_both(f, ...) end
@@ -91,7 +92,7 @@ function Deferred:add_both(f, ...) end
 ---Has one or the other called. Either may be nil.
 ---@param callback? fun(value: T): any
 ---@param errback? fun(failure: coop.Failure): any
----@return coop.Deferred # the same Deferred
+---@return coop.Deferred<any> # the same Deferred
 function Deferred:add_callbacks(callback, errback) end
 
 ---Holds the handlers and those who wait back, at once, until each pause is undone.
@@ -125,20 +126,20 @@ function coop.succeed(value) end
 
 ---A Deferred that has failed.
 ---@param err any a Failure, or any value, of which one is made
----@return coop.Deferred
+---@return coop.Deferred<any>
 function coop.fail(err) end
 
 ---Calls `f(...)` and gives a Deferred of the outcome in every case: a Deferred that it returns, a value,
 ---or the error that it raises.
 ---@generic R
----@param f fun(...): R
+---@param f fun(...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function coop.maybe_deferred(f, ...) end
 
 ---`coop.maybe_deferred` by another name.
 ---@generic R
----@param f fun(...): R
+---@param f fun(...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function coop.execute(f, ...) end
@@ -292,7 +293,7 @@ function ErrorClass:is(v) end
 ---Waits for a Deferred: its value; a failure's error value is raised. Anything else is returned as it is.
 ---@async
 ---@generic T
----@param d coop.Deferred<T>
+---@param d coop.Deferred<T>|coop.Coroutine<T>
 ---@return T
 function coop.await(d) end
 
@@ -311,27 +312,27 @@ function coop.await(d) end
 ---hello, world
 ---```
 ---@generic R
----@param f async fun(...): R
+---@param f async fun(...): R?
 ---@return fun(...): coop.Coroutine<R>
 function coop.coroutine(f) end
 
 ---The same, but cancelling raises CancelledError at the body's wait, where it may be caught; pausing
 ---holds only the handlers of the Deferred.
 ---@generic R
----@param f async fun(...): R
+---@param f async fun(...): R?
 ---@return fun(...): coop.Deferred<R>
 function coop.inline_callbacks(f) end
 
 ---`coop.coroutine(f)(...)`.
 ---@generic R
----@param f async fun(...): R
+---@param f async fun(...): R?
 ---@param ... any
 ---@return coop.Coroutine<R>
 function coop.spawn(f, ...) end
 
 ---Leaves the body for good: `f(...)` takes its place, on an empty stack, for the same Deferred.
 ---@async
----@param f async fun(...): any
+---@param f async fun(...): ...
 ---@param ... any
 function coop.noreturn(f, ...) end
 
@@ -362,7 +363,7 @@ local Generator = {}
 ---9
 ---```
 ---@param f async fun(...)
----@return fun(...): coop.Generator
+---@return fun(...): coop.Generator<any>
 function coop.generator(f) end
 
 ---`coroutine.yield`: gives a value in a generator's body, where nil only gives the turn up. In a
@@ -461,7 +462,7 @@ function CooperativeTask:resume() end
 ---Ends it: its iterator is closed, then `when_done` fails with TaskStopped.
 function CooperativeTask:stop() end
 
----@return coop.Deferred # fires with the iterator
+---@return coop.Deferred<any> # fires with the iterator
 function CooperativeTask:when_done() end
 
 ---@class coop.AccumulateOptions
@@ -472,7 +473,7 @@ function CooperativeTask:when_done() end
 ---has the values that came before as `partial`.
 ---@generic T
 ---@param iterator coop.Iterator<T>
----@param cooperator? coop.Cooperator
+---@param cooperator? coop.Cooperator|coop.AccumulateOptions
 ---@param options? coop.AccumulateOptions may stand in the place of the Cooperator
 ---@return coop.Deferred<T[]>
 function coop.accumulate(iterator, cooperator, options) end
@@ -492,7 +493,7 @@ function coop.accumulate(iterator, cooperator, options) end
 ---@generic T
 ---@param max_batch_size integer at least 1
 ---@param iterator coop.Iterator<T>
----@param cooperator? coop.Cooperator
+---@param cooperator? coop.Cooperator|coop.AccumulateOptions
 ---@param options? coop.AccumulateOptions may stand in the place of the Cooperator
 ---@return coop.Deferred<T[]>
 function coop.batch_accumulate(max_batch_size, iterator, cooperator, options) end
@@ -502,7 +503,7 @@ function coop.batch_accumulate(max_batch_size, iterator, cooperator, options) en
 ---@generic T, R
 ---@param limit integer at least 1
 ---@param iterator coop.Iterator<T>
----@param f async fun(value: T, ...): R
+---@param f async fun(value: T, ...): R?
 ---@param ... any
 ---@return coop.Deferred<R[]>
 function coop.parallel(limit, iterator, f, ...) end
@@ -576,7 +577,7 @@ function DeferredLock:release() end
 
 ---Acquires, calls `f(...)`, and releases when its outcome is there.
 ---@generic R
----@param f async fun(...): R
+---@param f async fun(...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function DeferredLock:run(f, ...) end
@@ -600,7 +601,7 @@ function DeferredSemaphore:release() end
 
 ---Acquires, calls `f(...)`, and releases when its outcome is there.
 ---@generic R
----@param f async fun(...): R
+---@param f async fun(...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function DeferredSemaphore:run(f, ...) end
@@ -611,7 +612,7 @@ local DeferredQueue = {}
 
 ---@param size? integer how many values it stores; nil: no limit
 ---@param backlog? integer how many may wait; nil: no limit
----@return coop.DeferredQueue
+---@return coop.DeferredQueue<any>
 function coop.DeferredQueue(size, backlog) end
 
 ---Hands a value to the first who waits, or stores it. Beyond `size` QueueOverflow is raised.
@@ -643,7 +644,7 @@ function coop.seconds() end
 ---@generic R
 ---@param clock coop.Clock
 ---@param delay number
----@param f? async fun(...): R
+---@param f? async fun(...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function coop.defer_later(clock, delay, f, ...) end
@@ -781,7 +782,7 @@ local LoopingCall = {}
 ---tick	2
 ---tick	3
 ---```
----@param f async fun(...): any
+---@param f async fun(...): ...
 ---@param ... any
 ---@return coop.LoopingCall
 function coop.LoopingCall(f, ...) end
@@ -806,7 +807,7 @@ function LoopingCall:reset() end
 ---Runs `main(...)` as a coroutine, and the loop until its outcome, which is returned or raised. Within a
 ---running loop, as under the command, it awaits it.
 ---@generic R
----@param main async fun(...): R
+---@param main async fun(...): R?
 ---@param ... any
 ---@return R
 function coop.run(main, ...) end

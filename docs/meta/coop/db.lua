@@ -60,13 +60,13 @@ local Transaction = {}
 ---Runs `f(tx, ...)` as a coroutine in a transaction on one connection: committed when it returns, rolled
 ---back when it fails or is cancelled.
 ---@generic R
----@param f async fun(tx: coop.db.Transaction, ...): R
+---@param f async fun(tx: coop.db.Transaction, ...): R?
 ---@param ... any
 ---@return coop.Deferred<R>
 function ConnectionPool:run_interaction(f, ...) end
 
 ---Closes the pool: what waits for a connection is cancelled. Fires when the connections are closed.
----@return coop.Deferred
+---@return coop.Deferred<any>
 function ConnectionPool:close() end
 
 ---@param sql string

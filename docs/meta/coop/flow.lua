@@ -75,7 +75,7 @@ function flow.CallLater(f) end
 ---IT GOES
 ---```
 ---@generic R
----@param f? async fun(...): R
+---@param f? async fun(...): R?
 ---@param ... coop.Flowable
 ---@return coop.Stage<R>
 function flow.Map(f, ...) end
@@ -95,7 +95,7 @@ function flow.Zip(...) end
 
 ---The values of all stages, as they come, each stage in its turn.
 ---@param ... coop.Flowable
----@return coop.Stage
+---@return coop.Stage<any>
 function flow.Merge(...) end
 
 ---The stages themselves, each when it has a value, for `stage:next()`.
@@ -105,7 +105,7 @@ function flow.Concurrent(...) end
 
 ---The values of one stage after those of the other.
 ---@param ... coop.Flowable
----@return coop.Stage
+---@return coop.Stage<any>
 function flow.Chain(...) end
 
 ---What `f(emit, value)` emits for each value, and `f(emit, nil)` at the end.
@@ -113,7 +113,7 @@ function flow.Chain(...) end
 ---@param f async fun(emit: async fun(v: any), value: T?)
 ---@param stage coop.Flowable<T>
 ---@param ... coop.Trap
----@return coop.Stage
+---@return coop.Stage<any>
 function flow.Pipe(f, stage, ...) end
 
 ---@class coop.LineBreakOptions
@@ -134,7 +134,7 @@ function flow.LineBreak(stage, options) end
 local Callback = {}
 
 ---@param ... coop.Trap
----@return coop.Callback
+---@return coop.Callback<any>
 function flow.Callback(...) end
 
 ---Adds a value. Beyond `limit` QueueOverflow is raised; what a closed stage gets is dropped.
@@ -171,10 +171,9 @@ function Block:close() end
 ---Runs a stage to its end, as a task of the global Cooperator, and fires with the list of its values.
 ---The Failure of one that fails has those that came before as `partial`. Cancelling it closes the stage.
 ---A table `{progress = p}` may follow the trap items.
----@generic T
----@param stage coop.Flowable<T>
+---@param stage coop.Flowable
 ---@param ... coop.Trap|coop.AccumulateOptions
----@return coop.Deferred<T[]>
+---@return coop.Deferred<any[]>
 function flow.Deferred(stage, ...) end
 
 -- # Flows and the world
@@ -203,7 +202,7 @@ function flow.Deferred(stage, ...) end
 ---```
 ---IS ANYBODY THERE?
 ---```
----@param controller async fun(conn: coop.net.Connection)
+---@param controller async fun(conn: coop.net.Connection): ...
 ---@param options? coop.ProtocolOptions
 ---@return fun(conn: coop.net.Connection): coop.Deferred
 function flow.make_protocol(controller, options) end
@@ -212,7 +211,7 @@ function flow.make_protocol(controller, options) end
 ---block. It and its values are copied: see `coop.threads`.
 ---@param f function|coop.Stage a generator's body without upvalues, or one that returns an iterator; or a QueryIterator
 ---@param ... any
----@return coop.Stage
+---@return coop.Stage<any>
 function flow.Threaded(f, ...) end
 
 ---The rows of a query, each with its columns by number and by name, a bounded number ahead.
@@ -227,7 +226,7 @@ function flow.QueryIterator(pool, sql, ...) end
 
 ---Makes a web resource of a generator's body, for `http.serve{handler = resource}`. What
 ---`gen(request, response)` yields is written, a slow reader waited for; its end ends the response.
----@param gen async fun(request: coop.http.Request, response: coop.http.Reply)
+---@param gen async fun(request: coop.http.Request, response: coop.http.Reply): ...
 ---@return coop.Resource
 function flow.Resource(gen) end
 

@@ -9,7 +9,7 @@
 local http = {}
 
 ---@class coop.http.RequestOptions
----@field url string
+---@field url? string `http.request` needs it
 ---@field method? string default "GET"
 ---@field headers? table<string, string|number|string[]>
 ---@field body? string
@@ -89,11 +89,11 @@ local Reply = {}
 
 ---Sends a chunk; the first one sends the head too. Fires when the client keeps up.
 ---@param s string
----@return coop.Deferred
+---@return coop.Deferred<any>
 function Reply:write(s) end
 
 ---@class coop.http.ServeOptions
----@field handler (async fun(request: coop.http.Request, response: coop.http.Reply))|coop.Resource
+---@field handler (async fun(request: coop.http.Request, response: coop.http.Reply): ...)|coop.Resource
 ---@field host? string default "127.0.0.1"
 ---@field port? integer default 0: any that is free
 ---@field max_line? integer bytes of a request's target; default 8 KiB
@@ -118,7 +118,7 @@ function http.serve(options) end
 
 ---Takes no more requests; those under way are answered. Fires when the last connection is closed.
 ---@param seconds? number cuts off what has not ended then
----@return coop.Deferred
+---@return coop.Deferred<any>
 function Server:close(seconds) end
 
 return http

@@ -19,7 +19,7 @@ local Connection = {}
 ---Connects. A protocol is run as a coroutine with the connection, which is closed when it ends.
 ---@param host string
 ---@param port? integer
----@param protocol? async fun(conn: coop.net.Connection)
+---@param protocol? async fun(conn: coop.net.Connection): ...
 ---@param options? coop.net.ConnectOptions
 ---@return coop.Deferred<coop.net.Connection>
 function net.connect(host, port, protocol, options) end
@@ -52,7 +52,7 @@ local Server = {}
 ---```
 ---@param host string
 ---@param port? integer 0: any that is free
----@param handler async fun(conn: coop.net.Connection)
+---@param handler async fun(conn: coop.net.Connection): ...
 ---@param options? coop.net.ListenOptions
 ---@return coop.net.Server
 function net.listen(host, port, handler, options) end
@@ -73,11 +73,11 @@ function Connection:next() end
 
 ---Sends the text. Fires when the peer keeps up: when no more than a bounded amount is left to be sent.
 ---@param s string
----@return coop.Deferred
+---@return coop.Deferred<any>
 function Connection:write(s) end
 
 ---No more output. Fires when the peer has been told.
----@return coop.Deferred
+---@return coop.Deferred<any>
 function Connection:shutdown() end
 
 ---No more at all; what was written is still sent.

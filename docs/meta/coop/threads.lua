@@ -27,7 +27,7 @@ local threads = {}
 ---500000500000
 ---```
 ---@generic R
----@param f fun(...): R without upvalues
+---@param f fun(...): R? without upvalues
 ---@param ... any
 ---@return coop.Deferred<R>
 function threads.call(f, ...) end
@@ -43,7 +43,7 @@ function threads.Pool(n, queue) end
 
 ---Calls `f(...)` in one of its threads.
 ---@generic R
----@param f fun(...): R without upvalues
+---@param f fun(...): R? without upvalues
 ---@param ... any
 ---@return coop.Deferred<R>
 function ThreadPool:call(f, ...) end
@@ -51,13 +51,13 @@ function ThreadPool:call(f, ...) end
 ---Calls `f(value)` for each value of the iterator, and fires with the results in their order, `n` set. The
 ---first failure fails it.
 ---@generic T, R
----@param f fun(value: T): R without upvalues
+---@param f fun(value: T): R? without upvalues
 ---@param iterator coop.Iterator<T>
 ---@return coop.Deferred<R[]>
 function ThreadPool:map(f, iterator) end
 
 ---What waits is cancelled. Fires when what runs has ended.
----@return coop.Deferred
+---@return coop.Deferred<any>
 function ThreadPool:close() end
 
 ---Values that come out of a thread, a bounded number ahead. To be closed, too.
@@ -70,13 +70,13 @@ local ThreadStream = {}
 ---@return coop.ThreadStream
 function threads.stream(f, ...) end
 
----@return coop.Deferred # fires with the next value; nil at the end
+---@return coop.Deferred<any> # fires with the next value; nil at the end
 function ThreadStream:next() end
 
 ---@return coop.Deferred<any[]?> # fires with the values that are there, `n` set; nil at the end
 function ThreadStream:batch() end
 
----@return coop.Deferred # fires when the function has ended in its thread
+---@return coop.Deferred<any> # fires when the function has ended in its thread
 function ThreadStream:when_done() end
 
 ---Closes the function at its next value.
