@@ -70,6 +70,7 @@ static void on_prepare(uv_prepare_t *h) {
 static void on_resumed(uv_signal_t *h, int number) {
   (void)h, (void)number;
   if (!editor.editing) return;
+  rl_deprep_terminal(); /* or it would think that it has the terminal still */
   rl_prep_terminal(1);
   editor.erased = false;
   rl_forced_update_display();

@@ -316,6 +316,34 @@ describe('the prompt', function()
     end)
   end)
 
+  it('goes on where it was after Ctrl-Z and fg', function()
+    t = terminal.open('bash --norc -i', { XDG_STATE_HOME = state, PS1 = 'shell ' })
+    t:expect_last 'shell'
+    t:enter(terminal.coop)
+    t:expect_last '>'
+    t:type 'x'
+    t:expect_last '> x'
+    t:press 'C-z'
+    t:expect_last 'shell'
+    t:enter 'fg'
+    t:expect_last '> x'
+    t:enter ' = 5'
+    t:enter '=x'
+    t:expect '5'
+    t:expect '> x = 5'
+    assert.is_nil(t:screen():find('\n = 5', 1, true), 'the terminal echoes, too')
+  end)
+
+  it('fits the line to a terminal that becomes narrower', function()
+    start()
+    local text = ('word '):rep(12)
+    t:type('"' .. text)
+    t:expect_last('> "' .. text:sub(1, -2))
+    t:_tmux('resize-window', '-x', '40', '-y', '40')
+    t:enter '"'
+    t:expect(text:sub(1, -2))
+  end)
+
   it('is left by SIGTERM', function()
     start()
     t:enter 'os.execute "kill -TERM $PPID"'
