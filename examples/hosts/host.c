@@ -81,14 +81,17 @@ static void measure(void *ud) {
 }
 
 static int start_measure(lua_State *L) {
-  measurement *m = malloc(sizeof *m);
-  if (!m) return luaL_error(L, "not enough memory");
-  m->ctx = coop_of(L);
-  uv_async_init(coop_loop(m->ctx), &m->busy, NULL);
-  m->busy.data = m;
+  coop_context *ctx = coop_of(L);
+  if (!ctx) return luaL_error(L, "measure: coop is not open");
   coop_deferred_new(L);
   lua_pushvalue(L, -1);
-  m->deferred = luaL_ref(L, LUA_REGISTRYINDEX);
+  int deferred = luaL_ref(L, LUA_REGISTRYINDEX);
+  measurement *m = malloc(sizeof *m);
+  if (!m) return luaL_error(L, "not enough memory");
+  m->ctx = ctx;
+  m->deferred = deferred;
+  uv_async_init(coop_loop(ctx), &m->busy, NULL);
+  m->busy.data = m;
   uv_thread_create(&m->thread, measure, m);
   return 1;
 }
