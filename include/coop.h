@@ -52,8 +52,10 @@ COOP_API int luaopen_coop(lua_State *L);
    own; a loop that was passed in must outlive the context and is left as it was
    found. Where coop is open already, the context that is there is returned; where
    it was closed, a new one is opened, which what is left of the old has nothing to
-   do with. All memory that belongs to the state comes from its allocator. NULL on
-   failure: the message is on the stack. [-0, +(0|1), -] */
+   do with. All memory that belongs to the state comes from its allocator; what
+   libuv, posts and other threads need does not. Signals, the locale and the standard
+   streams are left alone. NULL on failure, as where another copy of coop is open in
+   the state: the message is on the stack. [-0, +(0|1), -] */
 COOP_API coop_context *coop_open(lua_State *L, uv_loop_t *loop);
 
 /* Closes coop, and loses nothing silently:

@@ -193,8 +193,9 @@ static bool is_own_function(lua_State *L) {
   return is;
 }
 
-/* In the registry: under addresses, among it the context itself. */
+/* In the registry: under addresses, among it the context itself; the module. */
 static bool is_own_entry(lua_State *L) {
+  if (lua_type(L, -2) == LUA_TSTRING) return !strcmp(lua_tostring(L, -2), "coop.module");
   if (lua_type(L, -2) != LUA_TLIGHTUSERDATA) return false;
   return lua_touserdata(L, -1) == getctx(L) || is_own_function(L);
 }

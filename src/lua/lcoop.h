@@ -107,6 +107,7 @@ enum {
   CTX_READY,      /* its function that waits until a stage is ready */
   CTX_TASK_NEXT,  /* its function that steps a stage for a task */
   CTX_LIBRARY,    /* what coop's functions replaced in the coroutine library */
+  CTX_WANT,       /* a Deferred failed for want of memory, made before that */
   CTX_META,       /* + kind: the metatables */
   CTX_NUV = CTX_META + KIND_COUNT
 };

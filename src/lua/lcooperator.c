@@ -88,7 +88,10 @@ typedef struct task {
   bool resumes;       /* TASK_WAIT is the outcome of what it awaited */
 } task;
 
-enum { STEP_EVENT = 100 }; /* a step that event() has to make */
+enum {
+  STEP_EVENT = 100, /* a step that event() has to make */
+  STEP_WANT         /* one for which there was no memory */
+};
 
 static task *of(coop_task *base) { return coop_container(base, task, base); }
 
@@ -152,6 +155,21 @@ static bool collect_quickly(lua_State *L, task *t, lua_State *co) {
   return true;
 }
 
+/* Fails the task for want of memory, as far as that takes none; the error on top tells
+   of it where even that cannot be. [-1, +0, -] */
+static void give_up(lua_State *L, task *t) {
+  lua_pushvalue(L, t->c->base);
+  lua_pushlightuserdata(L, t);
+  lua_pushinteger(L, STEP_WANT);
+  if (coop__pcall(L, 2, 0, 0)) {
+    lua_pop(L, 1);
+    return;
+  }
+  lua_pop(L, 1);
+  coop__sched_remove(&t->c->sched, &t->base);
+  coop__reporterror(L);
+}
+
 static bool settle(coop_task *base, int status, void *host) {
   lua_State *L = host;
   task *t = of(base);
@@ -169,8 +187,7 @@ static bool settle(coop_task *base, int status, void *host) {
   lua_pushinteger(L, status);
   if (!coop__pcall(L, 2, 1, 0)) { /* no memory to see to it */
     t->c->ctx->signal = SIGNAL_NONE;
-    coop__sched_remove(&t->c->sched, base);
-    coop__reporterror(L);
+    give_up(L, t);
     return false;
   }
   bool on = lua_toboolean(L, -1);
@@ -450,6 +467,15 @@ static void tell(lua_State *L, int idx, int it, int failure) {
   coop__fire(L, idx);
 }
 
+/* Is the Failure that of a task for which there was no memory, which all share? */
+static bool is_want(lua_State *L, int failure) {
+  pushctx(L, CTX_WANT);
+  lua_getiuservalue(L, -1, DEFERRED_RESULT);
+  bool is = lua_rawequal(L, -1, failure);
+  lua_pop(L, 2);
+  return is;
+}
+
 /* The Deferred of an accumulating task gets the values or the Failure, which
    carries what came before. */
 static void tell_target(lua_State *L, int idx, int failure) {
@@ -461,7 +487,8 @@ static void tell_target(lua_State *L, int idx, int failure) {
   if (d && !(d->flags & D_FIRED)) {
     lua_getiuservalue(L, idx, TASK_VALUES);
     if (failure) {
-      if (lua_getiuservalue(L, failure, FAILURE_FIELDS) == LUA_TNIL) {
+      if (lua_getiuservalue(L, failure, FAILURE_FIELDS) == LUA_TNIL &&
+          !is_want(L, failure)) {
         lua_newtable(L);
         lua_pushvalue(L, -3);
         lua_setfield(L, -2, "partial");
@@ -477,6 +504,11 @@ static void tell_target(lua_State *L, int idx, int failure) {
 /* A failure that nobody asked about yet is kept in a Deferred, which reports it
    like any other when nobody ever does. */
 static void keep_outcome(lua_State *L, int idx, int failure, bool observed) {
+  if (is_want(L, failure)) {
+    pushctx(L, CTX_WANT);
+    lua_setiuservalue(L, idx, TASK_DONE);
+    return;
+  }
   deferred *d = coop__deferred_new(L);
   int at = lua_gettop(L);
   if (observed) d->flags |= D_HANDLED;
@@ -601,8 +633,8 @@ static void finish(lua_State *L, int idx, task *t, task_state state, int failure
   if (t->c->stale == t->slot) t->c->stale = 0;
   lua_pushnil(L);
   lua_setiuservalue(L, idx, TASK_WAIT);
-  give_slot(L, idx, t);
   announce(L, idx, t, failure);
+  give_slot(L, idx, t); /* last: for want of memory it is told again */
 }
 
 static void fail(lua_State *L, int idx, task *t) {
@@ -1023,6 +1055,24 @@ static void stop_all(lua_State *L, int idx, cooperator *c) {
   lua_settop(L, top);
 }
 
+/* There was no memory for the step, or for telling of its failure: the task fails by
+   what is there already. */
+static bool want(lua_State *L, int idx, task *t) {
+  int at = lua_gettop(L) + 1;
+  if (tokind(L, idx, KIND_TASK) != t) return false; /* all was told */
+  pushctx(L, CTX_WANT);
+  lua_getiuservalue(L, at, DEFERRED_RESULT);
+  lua_replace(L, at);
+  if (t->state == TASK_LIVE) {
+    finish(L, idx, t, TASK_FAILED, at, false);
+  } else if (t->c->sched.current != &t->base || t->c->stale != t->slot) {
+    announce(L, idx, t, at);
+    give_slot(L, idx, t);
+  }
+  lua_settop(L, at - 1);
+  return false;
+}
+
 /* event(task, status) -> may it go on?   event(nil): sees to a stale task.
    Upvalue 2 is the Cooperator. */
 static int event(lua_State *L) {
@@ -1044,7 +1094,9 @@ static int event(lua_State *L) {
     status = LUA_ERRRUN;
   }
   pushtask(L, 2, t);
-  if (status == STEP_EVENT && !t->g && !t->co)
+  if (status == STEP_WANT)
+    lua_pushboolean(L, want(L, 3, t));
+  else if (status == STEP_EVENT && !t->g && !t->co)
     lua_pushboolean(L, step_called(L, 3, t));
   else if (status == STEP_EVENT)
     lua_pushboolean(L, step_resumed(L, 3, t));
@@ -1631,6 +1683,12 @@ void coop__open_cooperator(lua_State *L) {
   lua_setfield(L, -2, "__index");
   lua_pushvalue(L, 1);
   coop__setfuncs(L, functions);
+  deferred *d = coop__deferred_new(L);
+  lua_pushliteral(L, "not enough memory");
+  coop__tofailure(L);
+  coop__settle(L, lua_gettop(L) - 1);
+  d->flags |= D_HANDLED;
+  lua_setiuservalue(L, CTX, CTX_WANT);
   cooperator_make(L);
   lua_pushvalue(L, -1);
   lua_setiuservalue(L, CTX, CTX_COOPERATOR);

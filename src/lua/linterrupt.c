@@ -150,11 +150,11 @@ void coop__interrupt_again(lua_State *L) {
 
 /* Makes what other threads did before visible to this one, and what this one did
    to them: where they only kept the order of their instructions. */
-static void barrier(void) {
+static void barrier(coop_context *ctx) {
 #ifdef __linux__
   if (syscall(__NR_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0) return;
 #endif
-  for (int i = 0; i < 2000; i++) atomic_thread_fence(memory_order_seq_cst);
+  for (int i = 0; i < 2000; i++) atomic_fetch_add(&ctx->interrupt.word, 0);
 }
 
 static void await_interrupters(coop_context *ctx) {
@@ -182,7 +182,7 @@ static void set_message(coop_context *ctx, const char *message) {
 
 void coop_interrupt(coop_context *ctx, const char *message) {
   atomic_fetch_add(&ctx->interrupt.word, INTERRUPT_AT_IT);
-  barrier();
+  barrier(ctx);
   if (!atomic_load(&ctx->interrupt.closed)) {
     lua_State *co = __atomic_load_n(&ctx->running, __ATOMIC_RELAXED);
     set_message(ctx, message);

@@ -20,6 +20,9 @@ const kind_tag coop__kinds[KIND_COUNT] = {
   {"Connection"}, {"Listener"}};
 
 static const char registry_key; /* its address: the context */
+/* the module, also for another copy of coop in the process, of whose context nothing
+   can be said but that it is there */
+static const char module_name[] = "coop.module";
 
 /* --- objects -------------------------------------------------------------------- */
 
@@ -439,6 +442,9 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   coop_context *ctx = coop__find(L);
   if (ctx) return ctx;
   luaL_checkstack(L, 32, "coop");
+  if (lua_getfield(L, LUA_REGISTRYINDEX, module_name) != LUA_TNIL)
+    luaL_error(L, "another copy of coop is open in this state");
+  lua_pop(L, 1);
   int top = lua_gettop(L);
   ctx = lua_newuserdatauv(L, sizeof *ctx, CTX_NUV);
   memset(ctx, 0, sizeof *ctx);
@@ -477,6 +483,8 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
     lua_rawsetp(L, LUA_REGISTRYINDEX, &ctx->L);
     lua_error(L);
   }
+  lua_getiuservalue(L, -1, CTX_MODULE);
+  lua_setfield(L, LUA_REGISTRYINDEX, module_name);
   lua_rawsetp(L, LUA_REGISTRYINDEX, &registry_key);
   lua_settop(L, top);
   return ctx;
@@ -502,9 +510,8 @@ void coop__push_command(lua_State *L) {
 
 int luaopen_coop(lua_State *L) {
   luaL_checkversion(L);
-  coop_context *ctx = coop__open(L, NULL);
-  (void)ctx;
-  lua_rawgetp(L, LUA_REGISTRYINDEX, &registry_key);
-  lua_getiuservalue(L, -1, CTX_MODULE);
+  if (lua_getfield(L, LUA_REGISTRYINDEX, module_name) != LUA_TNIL) return 1;
+  coop__open(L, NULL);
+  lua_getfield(L, LUA_REGISTRYINDEX, module_name);
   return 1;
 }

@@ -94,6 +94,7 @@ typedef struct connection {
   size_t skip;        /* bytes of the first string of output that were sent */
   size_t left;        /* bytes of output */
   unsigned wrote_in, read_in; /* the last turn that went to the system directly */
+  lua_State *L;       /* whose allocator has the input */
   char *input;        /* what was read beyond what was asked for */
   size_t from, to, room; /* its bytes, and what it could hold */
   size_t seen;        /* of them: have no end of line */
@@ -422,8 +423,14 @@ static void settle(lua_State *L, int at, connection *c) {
   hold(L, at, c->ch, waits(c));
 }
 
+static void *allocate(lua_State *L, void *p, size_t old, size_t new) {
+  void *ud;
+  lua_Alloc f = lua_getallocf(L, &ud);
+  return f(ud, p, old, new);
+}
+
 static void drop_input(connection *c) {
-  free(c->input);
+  if (c->input) allocate(c->L, c->input, c->room, 0);
   c->input = NULL;
   c->from = c->to = c->room = c->seen = 0;
 }
@@ -566,7 +573,7 @@ static bool make_room(connection *c, size_t n) {
   }
   if (c->room - c->to >= n) return true;
   size_t room = c->to + n > 2 * c->room ? c->to + n : 2 * c->room;
-  char *input = realloc(c->input, room);
+  char *input = allocate(c->L, c->input, c->room, room);
   if (!input) return false;
   c->input = input;
   c->room = room;
@@ -1104,6 +1111,7 @@ static connection *connection_new(lua_State *L) {
   coop_context *ctx = getctx(L);
   connection *c = coop__new(L, KIND_CONNECTION, sizeof *c, CONN_NUV);
   coop__link_init(&c->link);
+  c->L = getctx(L)->L;
   c->readers = c->output = c->writers = (span){1, 0};
   c->wrote_in = c->read_in = ctx->turns - 1;
   c->line_max = LINE_MAX_DEFAULT;

@@ -452,7 +452,7 @@ static size_t in_use(lua_State *L) {
   return (size_t)lua_gc(L, LUA_GCCOUNT) * 1024 + (size_t)lua_gc(L, LUA_GCCOUNTB);
 }
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { ROUNDS = 100, FIRST = 20 }; /* a leak would be seen anyway */
 #else
 enum { ROUNDS = 1000, FIRST = 20 };
