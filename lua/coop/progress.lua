@@ -162,6 +162,7 @@ function Progress:finish()
     end
   end
   if #shown == 0 then core.every() end
+  if columns then core.end_line() end
   if columns and draw() then
     write_line(line_of(self, columns, width))
   else

@@ -276,9 +276,17 @@ static int colours(lua_State *L) {
   return 1;
 }
 
+/* core.end_line(): ends the line that the output above has left open. */
+static int end_line(lua_State *L) {
+  (void)L;
+  if (is_owner()) coop__end_line();
+  return 0;
+}
+
 static const luaL_Reg core_functions[] = {
   {"paint", paint},
   {"terminal", terminal},
+  {"end_line", end_line},
   {"every", every},
   {"colours", colours},
   {NULL, NULL}

@@ -224,6 +224,20 @@ bad argument #4 to 'batch_accumulate' (table expected, got Deferred)
       assert.is_nil(t:screen():find('##', 1, true))
     end)
 
+    it('begins its lines on lines of their own', function()
+      start [[
+        local p = coop.progress(nil, 'bar')
+        io.write 'no end'
+        coop.await(coop.sleep(0.3))
+        io.write '; more'
+        p:finish()
+      ]]
+      t:expect 'status 0'
+      t:expect 'no end'
+      t:expect '; more'
+      t:expect 'bar  0'
+    end)
+
     it('gives way to the prompt', function()
       t = terminal.open('XDG_STATE_HOME=/nonexistent ' .. terminal.coop)
       t:expect_last '>'
