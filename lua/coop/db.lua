@@ -357,8 +357,8 @@ local close_pool = coop.inline_callbacks(function(pool)
   end
 end)
 
---- Closes the pool: what waits for a connection is cancelled; it fires when what runs has ended and
---- the connections are closed.
+--- Closes the pool: what waits for a connection is cancelled; it fires when what runs has ended,
+--- rows that somebody takes included, and the connections are closed.
 ---@return coop.Deferred
 function ConnectionPool:close()
   if coop.type(self) ~= 'ConnectionPool' then core.check('close', 0, 'ConnectionPool', self) end
@@ -368,6 +368,7 @@ function ConnectionPool:close()
     for turn in pairs(self._waiting) do waiting[#waiting + 1] = turn end
     for _, turn in ipairs(waiting) do turn:cancel() end
     self._closing = close_pool(self)
+    if not self._closing.called then collectgarbage() end -- rows that nobody will take
   end
   return coop.succeed():add_callback(function() return self._closing end)
 end

@@ -290,8 +290,9 @@ end
 
 -- Pulls -------------------------------------------------------------------------------------------
 
-local function ring(_, waiter)
-  local bell = waiter.bell
+-- Who is woken runs on inside of this, which must not hold the stage.
+local function ring(_, rope)
+  local bell = rope.bell
   if bell and not bell.called then bell:callback() end
 end
 
@@ -300,7 +301,7 @@ local leave = {
   __close = function(waiter)
     local self = waiter.stage
     self._waiters = self._waiters - 1
-    waiter.bell = nil
+    waiter.rope.bell = nil
     if waiter.done or self._users > 0 or self._waiters > 0 then return end
     local failure = close(self)
     if failure then failure:raise() end
@@ -310,9 +311,10 @@ local leave = {
 --- Awaits what the stage waits for.
 local function await(self, wait)
   self._waiters = self._waiters + 1
-  local waiter <close> = setmetatable({ stage = self, bell = coop.Deferred() }, leave)
-  observe(wait, ring, waiter)
-  coop.await(waiter.bell)
+  local rope = { bell = coop.Deferred() }
+  local waiter <close> = setmetatable({ stage = self, rope = rope }, leave)
+  observe(wait, ring, rope)
+  coop.await(rope.bell)
   waiter.done = true
 end
 
@@ -356,22 +358,23 @@ local function ready(self)
   if value ~= nil then self._value, self[1] = value, false end
 end
 
---- Polls for a task, for no longer than a step should take. A value; or nil and what it has to wait
---- for; or nil, nil and a Deferred to be fired when the task, which is to give a turn up, goes on.
+--- Polls for a task, for no longer than a step should take. A value; what it has to wait for if there
+--- is none; and a Deferred to be fired when the task goes on, if any of its stages has given a turn
+--- up. None of them: it is over.
 local function poll_sliced(self)
-  local value, what, a, b = flow.try(self)
-  if value ~= nil then return value end
-  local outer, was = turn, mode(SLICED)
+  local outer, ok, wait = turn, true, nil
   turn = nil
-  local ok, got, wait = pcall(poll, self, what, a, b)
-  mode(was)
+  local value, what, a, b = flow.try(self)
+  if value == nil then
+    local was = mode(SLICED)
+    ok, value, wait = pcall(poll, self, what, a, b)
+    mode(was)
+  end
   local next_turn = turn
   turn = outer
-  if not ok then error(got, 0) end
-  if got ~= nil then return got end
-  if next_turn then return nil, nil, next_turn end
-  if not wait and self._failure then raise_failure(self) end
-  return nil, wait
+  if not ok then error(value, 0) end
+  if value == nil and not wait and not next_turn and self._failure then raise_failure(self) end
+  return value, wait, next_turn
 end
 
 --- The values of the stage for a task: a generator that puts them into `results`, each a step.
@@ -383,12 +386,12 @@ M.gather = coop.generator(function(self, results)
       n = n + 1
       results[n] = value
       yield()
-    elseif wait then
-      await(self, wait)
     elseif next_turn then
       yield()
-      next_turn:callback()
+    elseif wait then
+      await(self, wait)
     end
+    if next_turn then next_turn:callback() end
   until value == nil and not wait and not next_turn
 end)
 
@@ -401,11 +404,12 @@ local function task_next(self)
   end
   local value, wait
   value, wait, self._turn = poll_sliced(self)
+  if value ~= nil then return value end
   if self._turn then return coop.succeed() end
-  if not wait then return value end
-  local waiter = { bell = coop.Deferred() }
-  observe(wait, ring, waiter)
-  return waiter.bell
+  if not wait then return nil end
+  local bell = coop.Deferred()
+  observe(wait, ring, { bell = bell })
+  return bell
 end
 
 -- The class ---------------------------------------------------------------------------------------

@@ -682,6 +682,21 @@ for _, database in ipairs(databases) do
       end)
     end, { size = 1 })
 
+    it_with('does not keep the pool from closing when a loop was left', function(pool)
+      for row in QueryIterator(pool, database.numbers, 1000000) do
+        if row.i == 2 then break end
+      end
+      await(pool:close())
+    end)
+
+    it_with('is taken to its end while the pool closes', function(pool)
+      local stage = QueryIterator(pool, database.numbers, 5000)
+      assert.equal(1, stage().i)
+      local closed = pool:close()
+      assert.equal(4999, #list(stage))
+      await(closed)
+    end)
+
     it_with('fails with the error of the database', function(pool)
       local failure = failure_of(flow.Deferred(QueryIterator(pool, 'select * from nowhere')))
       assert.truthy(failure:check 'nowhere')

@@ -1171,6 +1171,26 @@ describe('flow.Deferred', function()
     end))
   end
 
+  it('goes on with branches that had no turn because another took long', run(function()
+    local function spin_and_wait()
+      yield 'a1'
+      local from = os.clock()
+      while os.clock() - from < 0.01 do end
+      yield(coop.Deferred())
+    end
+    for _, drive in ipairs { flow.Deferred, coop.accumulate } do
+      local seen = {}
+      local d = drive(flow.Map(function(v)
+        seen[#seen + 1] = v
+        return v
+      end, flow.Merge(spin_and_wait, { 'b1', 'b2', 'b3' })))
+      eventually(function() return #seen == 4 end)
+      assert.same({ 'a1', 'b1', 'b2', 'b3' }, seen)
+      d:cancel()
+      helper.is_error(errors.CancelledError, (error_of(d)))
+    end
+  end))
+
   it('takes turns with others also when it gives no values', run(function()
     local log, last = {}, nil
     local function spin(name)
@@ -2001,6 +2021,18 @@ describe('a flow', function()
     assert.equal(0, closed)
     for _ = 1, 3 do collectgarbage() end
     assert.equal(200, closed)
+    assert.is_nil(next(seen))
+  end))
+
+  it('that is abandoned by a loop which it has woken is collected at once', run(function()
+    local seen = setmetatable({}, { __mode = 'k' })
+    local function make()
+      local stage = wrap { Cooperate(), 1, 2 }
+      seen[stage] = true
+      return stage
+    end
+    for _ in make() do break end
+    for _ = 1, 2 do collectgarbage() end
     assert.is_nil(next(seen))
   end))
 
