@@ -1,4 +1,4 @@
--- An echo server for a load generator: coop bench/echo.lua PORT
+-- An echo server for a load generator: coop bench/net/echo.lua PORT
 local coop = require 'coop'
 local net = require 'coop.net'
 

@@ -1,5 +1,5 @@
 -- Connections that are open at once, both ends in this process: what each costs in memory.
---     coop bench/idle.lua [COUNT, 10000]     (ulimit -n must allow twice as many descriptors)
+--     coop bench/net/idle.lua [COUNT, 10000]     (ulimit -n must allow twice as many descriptors)
 local coop = require 'coop'
 local net = require 'coop.net'
 
