@@ -656,6 +656,20 @@ end
 
 local new_reply = core.class('Reply', Reply)
 
+-- The usual answer, whose body is all there: its bytes; nil of any other.
+local function usual_answer(self, body)
+  local status = self.status
+  if status == 204 or status == 304 or self._method == 'HEAD' or status_problem(status) then
+    return nil
+  end
+  local keep = self._keep and not self._session.last
+  local connection = not keep and 'Connection: close\r\n'
+    or self._minor == 0 and 'Connection: keep-alive\r\n' or ''
+  local bytes = native.answer(status_line(status), date(), self.headers, connection, body)
+  if bytes then self._keep, self._sent = keep, true end
+  return bytes
+end
+
 -- The end of a response: whatever is not sent yet. What is wrong, if anything.
 local function finish(self)
   if self._sent then
@@ -666,6 +680,11 @@ local function finish(self)
     return
   end
   local body = take_kept(self)
+  local whole = usual_answer(self, body)
+  if whole then
+    send(self._session, whole)
+    return
+  end
   local head, problem = make_head(self, #body)
   if not head then return problem end
   send(self._session, self._bodyless and head or head .. body)

@@ -10,5 +10,6 @@ __attribute__((visibility("default"))) int luaopen_coop_http(lua_State *L) {
   lua_newtable(L);
   coop_http_open_client(L);
   coop_http_open_parser(L);
+  coop_http_open_answer(L);
   return 1;
 }

@@ -43,5 +43,10 @@ static inline void buffer_free(buffer *b) {
 /* Each adds its functions to the table on top. [-0, +0, m] */
 void coop_http_open_client(lua_State *L);
 void coop_http_open_parser(lua_State *L);
+void coop_http_open_answer(lua_State *L);
+
+/* May it be the name of a header (or a method), and the value of one? */
+bool coop_http_istoken(const char *s, size_t n);
+bool coop_http_istext(const char *s, size_t n);
 
 #endif

@@ -18,7 +18,11 @@ typedef struct span {
   size_t at, size; /* in parser->text */
 } span;
 
-enum { HEADERS_MAX = 256 };
+enum { HEADERS_MAX = 256, HEADERS_FEW = 8 };
+
+typedef struct header {
+  span name, value;
+} header;
 
 typedef struct parser {
   llhttp_t http;
@@ -26,8 +30,9 @@ typedef struct parser {
   size_t from;
   buffer text; /* target, names and values of the head */
   buffer body;
-  span target, names[HEADERS_MAX], values[HEADERS_MAX];
-  int count;          /* headers that have begun */
+  span target;
+  header *headers;
+  int count, room;    /* headers that have begun; those there is room for */
   int status;         /* of the error that ends the connection, or 0 */
   const char *reason;
   size_t max_line, max_head, max_body;
@@ -86,23 +91,34 @@ static int skip_trailer(parser *p, size_t n) {
   return p->trailer_seen > p->max_head ? refuse(p, 431, "trailer too large") : 0;
 }
 
+/* Room for one more header; false without memory. */
+static bool make_room(parser *p) {
+  if (p->count < p->room) return true;
+  int room = p->room ? 2 * p->room : HEADERS_FEW;
+  header *headers = realloc(p->headers, (size_t)room * sizeof *headers);
+  if (!headers) return false;
+  p->headers = headers;
+  p->room = room;
+  return true;
+}
+
 static int on_name(llhttp_t *http, const char *at, size_t n) {
   parser *p = of(http);
   if (!p->in_head) return skip_trailer(p, n);
   if (p->count == 0 || p->value_begun) {
     if (p->count == HEADERS_MAX) return refuse(p, 431, "too many headers");
-    p->names[p->count] = p->values[p->count] = (span){0};
-    p->count++;
+    if (!make_room(p)) return refuse(p, 503, "out of memory");
+    p->headers[p->count++] = (header){0};
     p->value_begun = false;
   }
-  return add_text(p, &p->names[p->count - 1], at, n);
+  return add_text(p, &p->headers[p->count - 1].name, at, n);
 }
 
 static int on_value(llhttp_t *http, const char *at, size_t n) {
   parser *p = of(http);
   if (!p->in_head) return skip_trailer(p, n);
   p->value_begun = true;
-  return add_text(p, &p->values[p->count - 1], at, n);
+  return add_text(p, &p->headers[p->count - 1].value, at, n);
 }
 
 static int on_value_complete(llhttp_t *http) {
@@ -112,8 +128,8 @@ static int on_value_complete(llhttp_t *http) {
 }
 
 static bool named(const parser *p, int i, const char *name) {
-  size_t n = p->names[i].size;
-  const char *s = p->text.data + p->names[i].at;
+  size_t n = p->headers[i].name.size;
+  const char *s = p->text.data + p->headers[i].name.at;
   if (n != strlen(name)) return false;
   for (size_t k = 0; k < n; k++)
     if (tolower((unsigned char)s[k]) != name[k]) return false;
@@ -121,8 +137,8 @@ static bool named(const parser *p, int i, const char *name) {
 }
 
 static bool value_is(const parser *p, int i, const char *value) {
-  size_t n = p->values[i].size;
-  const char *s = p->text.data + p->values[i].at;
+  size_t n = p->headers[i].value.size;
+  const char *s = p->text.data + p->headers[i].value.at;
   while (n > 0 && (s[n - 1] == ' ' || s[n - 1] == '\t')) n--;
   if (n != strlen(value)) return false;
   for (size_t k = 0; k < n; k++)
@@ -130,16 +146,16 @@ static bool value_is(const parser *p, int i, const char *value) {
   return true;
 }
 
-static bool is_token(const char *s, size_t n) {
+bool coop_http_istoken(const char *s, size_t n) {
   for (size_t i = 0; i < n; i++) {
     unsigned char c = (unsigned char)s[i];
-    if (!isalnum(c) && !strchr("!#$%&'*+-.^_`|~", c)) return false;
-    if (c == 0 || c > 126) return false;
+    if (!isalnum(c) && (c == 0 || c > 126 || !strchr("!#$%&'*+-.^_`|~", c))) return false;
+    if (c > 126) return false;
   }
   return n > 0;
 }
 
-static bool is_text(const char *s, size_t n) {
+bool coop_http_istext(const char *s, size_t n) {
   for (size_t i = 0; i < n; i++) {
     unsigned char c = (unsigned char)s[i];
     if ((c < 32 && c != '\t') || c == 127) return false;
@@ -162,8 +178,8 @@ static int check_head(parser *p) {
   if (h->http_major != 1 || h->http_minor > 1)
     return refuse(p, 505, "HTTP version not supported");
   for (int i = 0; i < p->count; i++) {
-    if (!is_token(p->text.data + p->names[i].at, p->names[i].size) ||
-        !is_text(p->text.data + p->values[i].at, p->values[i].size))
+    if (!coop_http_istoken(p->text.data + p->headers[i].name.at, p->headers[i].name.size) ||
+        !coop_http_istext(p->text.data + p->headers[i].value.at, p->headers[i].value.size))
       return refuse(p, 400, "malformed header");
     if (named(p, i, "host")) hosts++;
     if (named(p, i, "content-length")) lengths++;
@@ -296,14 +312,14 @@ static void pushspan(lua_State *L, const parser *p, span s) {
 }
 
 static void pushvalue(lua_State *L, const parser *p, int i) {
-  span v = p->values[i];
+  span v = p->headers[i].value;
   while (v.size > 0 && strchr(" \t", p->text.data[v.at + v.size - 1])) v.size--;
   pushspan(L, p, v);
 }
 
 static void pushname(lua_State *L, const parser *p, int i) {
   char name[64];
-  span n = p->names[i];
+  span n = p->headers[i].name;
   if (n.size > sizeof name) {
     pushspan(L, p, n); /* nobody knows it anyway */
     return;
@@ -394,6 +410,9 @@ static int parser__gc(lua_State *L) {
   parser *p = checkparser(L);
   buffer_free(&p->input);
   buffer_free(&p->text);
+  free(p->headers);
+  p->headers = NULL;
+  p->count = p->room = 0;
   buffer_free(&p->body);
   return 0;
 }
@@ -418,14 +437,14 @@ static int new_parser(lua_State *L) {
 static int istoken(lua_State *L) {
   size_t n;
   const char *s = luaL_checklstring(L, 1, &n);
-  lua_pushboolean(L, is_token(s, n));
+  lua_pushboolean(L, coop_http_istoken(s, n));
   return 1;
 }
 
 static int istext(lua_State *L) {
   size_t n;
   const char *s = luaL_checklstring(L, 1, &n);
-  lua_pushboolean(L, is_text(s, n));
+  lua_pushboolean(L, coop_http_istext(s, n));
   return 1;
 }
 
