@@ -942,6 +942,13 @@ static void put_output(lua_State *L, connection *c, size_t length, ssize_t n) {
   if (!c->blocked && c->left > HIGH_WATER) flush(L, 1, c);
 }
 
+/* Pushes a Deferred that has fired with nil. [-0, +1, m] */
+static void push_written_now(lua_State *L) {
+  deferred *d = coop__newfrom(L, CTX_META + KIND_DEFERRED, KIND_DEFERRED, sizeof *d,
+                              DEFERRED_NUV);
+  d->flags |= D_FIRED;
+}
+
 /* conn:write(s): fires when no more than a bounded amount is left to be sent. */
 static int connection_write(lua_State *L) {
   connection *c = checkconnection(L, "write");
@@ -953,7 +960,7 @@ static int connection_write(lua_State *L) {
   if (cannot_write(L, c)) return 1;
   ssize_t n = send_first(L, c);
   if (n >= 0 && (size_t)n == length) { /* nearly always */
-    coop__deferred_new(L)->flags |= D_FIRED;
+    push_written_now(L);
     return 1;
   }
   bool outer = coop__begin(getctx(L));
