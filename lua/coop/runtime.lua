@@ -222,6 +222,9 @@ end
 function coop.run(main, ...)
   if not core.callable(main) then core.check('run', 1, 'function', main) end
   if reactor.running or core.looping() then
+    if not core.inside() then
+      core.misuse('run', 'the loop runs already; only a coroutine that coop runs can wait in it')
+    end
     return coop.await(coop.inline_callbacks(main)(...))
   end
   local how, what = run_body(core.main(main, ...))

@@ -24,10 +24,12 @@ typedef struct search {
   lua_Integer queued, found;
 } search;
 
+/* Also of one that a run has left behind when it was broken off for want of memory:
+   there is no run now that may have it. */
 static bool is_pending(lua_State *L, int idx) {
   const deferred *d = todeferred(L, idx);
-  if (!d || d->flags & D_BUSY) return false;
-  return !(d->flags & D_FIRED) || d->pauses > 0;
+  if (!d) return false;
+  return !(d->flags & D_FIRED) || d->pauses > 0 || d->flags & D_BUSY;
 }
 
 /* Notes the value on top, if it is an object that may lead to others. [-1, +0, m] */
@@ -145,8 +147,12 @@ static void force(lua_State *L, int idx) {
 
 static void end_pending(lua_State *L, int idx, bool forced) {
   deferred *d = lua_touserdata(L, idx);
+  d->flags &= (uint16_t)~D_BUSY;
   while (d->pauses > 0) coop__unpause(L, idx);
-  if (!is_pending(L, idx)) return;
+  if (d->flags & D_FIRED) {
+    coop__run(L, idx);
+    return;
+  }
   if (forced) force(L, idx);
   else coop__cancel(L, idx);
 }
@@ -156,6 +162,7 @@ static int fail_pending(lua_State *L) {
   coop_context *ctx = getctx(L);
   int top = lua_gettop(L);
   lua_Integer n;
+  ctx->work = 0;
   for (int round = 0; round < ROUNDS && (n = find_pending(L)) > 0; round++) {
     for (lua_Integer i = 1; i <= n; i++) {
       bool outer = coop__begin(ctx);

@@ -371,6 +371,16 @@ static void an_error_while_it_is_closed_is_reported(void **state) {
   assert_global(h, "n", 1);
 }
 
+static void a_run_within_a_run_by_no_coroutine_is_refused(void **state) {
+  host *h = *state;
+  script(h, "coop.call_later(0, function()\n"
+            "  local ok, e = pcall(coop.run, function() end)\n"
+            "  n = not ok and e:find('run: the loop runs already', 1, true) and 1\n"
+            "end)");
+  run(h);
+  assert_global(h, "n", 1);
+}
+
 static void nothing_is_left_in_the_state(void **state) {
   lua_State *L = luaL_newstate();
   (void)state;
@@ -499,6 +509,7 @@ int main(void) {
     cmocka_unit_test(a_callback_of_the_host_s_may_close_it),
     test(a_script_that_waits_again_and_again_does_not_hold_it_up),
     test(an_error_while_it_is_closed_is_reported),
+    test(a_run_within_a_run_by_no_coroutine_is_refused),
     cmocka_unit_test(nothing_is_left_in_the_state),
     test(it_may_be_opened_anew),
     cmocka_unit_test(a_thousand_rounds_in_one_state_leave_no_growth),
