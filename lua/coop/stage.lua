@@ -359,8 +359,8 @@ local function ready(self)
 end
 
 --- Polls for a task, for no longer than a step should take. A value; what it has to wait for if
---- there is none; and a Deferred to be fired when the task goes on, if any of its stages has given a
---- turn up. None of them: it is over.
+--- there is none; and a Deferred to be fired when the task goes on, if any of its stages has given
+--- a turn up. None of them: it is over.
 local function poll_sliced(self)
   local outer, ok, wait = turn, true, nil
   turn = nil

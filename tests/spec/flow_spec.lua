@@ -1091,7 +1091,18 @@ describe('flow.Deferred', function()
         end
       end
     end
-    await(coop.gather_results { flow.Deferred(request 'James'), flow.Deferred(request 'Wendy') })
+    virtual()
+    local both =
+      coop.gather_results { flow.Deferred(request 'James'), flow.Deferred(request 'Wendy') }
+    for i = 2, 4, 2 do
+      eventually(function() return #log == i end)
+      turns()
+      clock:advance(0)
+    end
+    eventually(function()
+      clock:advance(0)
+      return both.called
+    end)
     assert.same({ 'James one', 'Wendy one', 'James two', 'Wendy two' }, log)
   end))
 
