@@ -5,8 +5,10 @@
 ** gives each Cooperator its slice. It is called from libuv and lets no Lua error
 ** through.
 */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lcoop.h"
 
@@ -195,6 +197,8 @@ typedef struct watch {
   uv_poll_t poll;
   coop_context *ctx;
   coop_link link;
+  int fd, flags; /* to be given back as it was: polling makes it non-blocking */
+  int own;       /* polled in its place, or -1 */
 } watch;
 
 static const char watch_key; /* its address: fire_watch */
@@ -204,6 +208,8 @@ static void on_watch_closed(uv_handle_t *h) { free(h); }
 static void close_watch(watch *w) {
   coop__link_remove(&w->link);
   uv_close((uv_handle_t *)&w->poll, on_watch_closed);
+  if (w->own >= 0) close(w->own);
+  else if (w->flags >= 0) fcntl(w->fd, F_SETFL, w->flags);
 }
 
 void coop__watches_shut(coop_context *ctx) {
@@ -237,6 +243,18 @@ static void on_readable(uv_poll_t *h, int status, int events) {
   coop__from_loop(w->ctx, &watch_key, w);
 }
 
+/* Who writes to the terminal shares its descriptor, and is not to find that
+   non-blocking: polls it by another. */
+static int open_watch(watch *w, uv_loop_t *loop, int fd) {
+  const char *name = isatty(fd) ? ttyname(fd) : NULL;
+  w->fd = fd;
+  w->flags = fcntl(fd, F_GETFL);
+  w->own = name ? open(name, O_RDONLY | O_NOCTTY | O_CLOEXEC) : -1;
+  int e = uv_poll_init(loop, &w->poll, w->own >= 0 ? w->own : fd);
+  if (e && w->own >= 0) close(w->own);
+  return e;
+}
+
 /* core.wait_readable(fd): fires when there is something to read; at once for what
    cannot be polled, like a file. */
 static int wait_readable(lua_State *L) {
@@ -246,7 +264,7 @@ static int wait_readable(lua_State *L) {
   int at = lua_gettop(L);
   watch *w = malloc(sizeof *w);
   if (!w) return luaL_error(L, "not enough memory");
-  if (uv_poll_init(ctx->loop.uv, &w->poll, fd) != 0) {
+  if (open_watch(w, ctx->loop.uv, fd) != 0) {
     free(w);
     lua_pushboolean(L, 1);
     coop__fire(L, at);

@@ -350,6 +350,29 @@ describe('the prompt', function()
     t:expect 'status 143'
   end)
 
+  it('is plain on a terminal that cannot do anything, which it leaves as it was', function()
+    t = terminal.open(('TERM=dumb %s; cat'):format(terminal.coop), { XDG_STATE_HOME = state })
+    t:expect_last '>'
+    t:enter '1 + 1'
+    t:expect '2'
+    t:expect_last '>'
+    t:press 'C-d'
+    t:type 'for cat' -- which reads where coop has read
+    t:wait('echo', function(screen) return screen:find '\nfor cat$' end)
+    t:press 'Enter'
+    t:wait('answer of cat', function(screen) return screen:find '\nfor cat\nfor cat$' end)
+    t:press 'C-d'
+    t:expect 'status 0'
+  end)
+
+  it('waits for the rest of a line', function()
+    local result = process.run_coop({ '-i' }, {
+      talk = { { '> ', input = '1 +' }, { '', input = ' 41\n', later = 0.05 }, { '42', input = '' } },
+    })
+    assert.matches('> 42\n', result.out, 1, true)
+    assert.equal('', result.err)
+  end)
+
   it('is plain where there is no terminal', function()
     local result = process.run_coop({ '-i' }, { input = '1 + 1\nx = {\n}\n#x\n' })
     assert.matches('> 2\n> >> > 0\n> \n$', result.out)

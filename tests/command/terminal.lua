@@ -6,7 +6,7 @@ local process = require 'tests.command.process'
 local uv = require 'luv'
 
 -- Enough for a sanitized build on a busy machine.
-local patience = 60
+local patience = tonumber(os.getenv "PATIENCE") or 60
 
 local Terminal = {}
 Terminal.__index = Terminal
