@@ -951,15 +951,15 @@ describe('faults', function()
   end))
 
   it('a client that sends its body slowly is waited for; one that stops is told', run(function()
-    local server = serve(function(request, response) response:write(request.body) end,
-      { request_timeout = 0.5 })
-    local conn <close> = raw(server)
+    local function echo(request, response) response:write(request.body) end
+    local conn <close> = raw((serve(echo)))
     coop.await(conn:write(post('Content-Length: 10\r\nConnection: close\r\n')))
     for i = 0, 9 do
       coop.await(coop.sleep(0.005))
       coop.await(conn:write(tostring(i)))
     end
     assert.truthy(coop.await(conn:read 'a'):find '0123456789$')
+    local server = serve(echo, { request_timeout = 0.2 })
     local answer = say(server, post('Content-Length: 10\r\n', '01234'))
     assert.equal(408, status_of(answer))
   end))
