@@ -87,7 +87,6 @@ enum {
   CTX_FRAMES,     /* frames of the error just caught, or nil */
   CTX_RAISED,     /* the Failure whose value was raised last */
   CTX_MSGH,       /* coop__msgh as a function */
-  CTX_PLAIN,      /* runs the plain handlers of a Deferred (lrun.c) */
   CTX_FRESH,      /* the metatable of a Deferred that is neither fired nor paused */
   CTX_DEATHS,     /* weak: thread -> frames of the error that ends it */
   CTX_FIBER_MSGH, /* its message handler */
@@ -288,7 +287,11 @@ void *coop__checkkind(lua_State *L, int idx, kind k, const char *fname, int arg)
 /* Seconds: a number, finite and not negative. [-0, +0, v] */
 double coop__checkseconds(lua_State *L, int idx, const char *fname, int arg);
 bool coop__callable(lua_State *L, int idx);
-void coop__checkcallable(lua_State *L, int idx, const char *fname, int arg);
+static inline void coop__checkcallable(lua_State *L, int idx, const char *fname,
+                                       int arg) {
+  if (lua_type(L, idx) != LUA_TFUNCTION && !coop__callable(L, idx))
+    coop__typeerror(L, fname, arg, idx, "function");
+}
 lua_Integer coop__checkcount(lua_State *L, int idx, const char *fname, int arg);
 
 /* --- failures (lfailure.c) ------------------------------------------------ */
@@ -386,7 +389,7 @@ typedef struct deferred {
   uint16_t flags;
   uint16_t pauses;      /* pause() not yet undone */
   uint8_t first, count; /* handlers in slots */
-  uint8_t kinds[2];     /* of slots, four bits each */
+  uint16_t kinds;       /* of slots, four bits each */
   uint32_t waiters;     /* H_WAITER among the handlers */
   uint32_t more, end;   /* in the table of more: the next, one past the last */
   uint32_t gone;        /* H_GONE among those */
@@ -401,7 +404,12 @@ static inline bool isbody(const deferred *d) {
   return kindof(&d->object) != KIND_DEFERRED;
 }
 
-deferred *coop__checkdeferred(lua_State *L, int idx, const char *fname, int arg);
+static inline deferred *coop__checkdeferred(lua_State *L, int idx,
+                                           const char *fname, int arg) {
+  deferred *d = todeferred(L, idx);
+  if (!d) coop__typeerror(L, fname, arg, idx, "Deferred");
+  return d;
+}
 
 /* A new, unfired Deferred. [-0, +1, m] */
 deferred *coop__deferred_new(lua_State *L);
@@ -409,17 +417,17 @@ deferred *coop__deferred_new(lua_State *L);
 /* Fires the Deferred at 'idx', which has not fired, with the value or Failure
    on top, and runs what that reaches. [-1, +0, m] */
 void coop__fire(lua_State *L, int idx);
-/* The same of the Deferred 'd' at 'idx', no relative index. */
-void coop__fire_in(lua_State *L, coop_context *ctx, int idx, deferred *d);
 /* The same without running: for who runs it himself. */
 void coop__settle(lua_State *L, int idx);
 /* The plain Deferred at 'idx' has a state of its own from now on. [-0, +0, -] */
 void coop__unfresh(lua_State *L, int idx);
-/* Takes the value or Failure on top as the result. [-1, +0, -] */
-static inline void coop__set_result(lua_State *L, int idx, deferred *d) {
-  d->flags &= (uint16_t)~(D_FAILED | D_HANDLED);
-  if (tofailure(L, -1)) d->flags |= D_FAILED;
+/* Takes the value on top, a Failure or not, as the result. [-1, +0, -] */
+static inline void coop__take_result(lua_State *L, int idx, deferred *d, bool failed) {
+  d->flags = (uint16_t)((d->flags & ~(D_FAILED | D_HANDLED)) | (failed ? D_FAILED : 0));
   lua_setiuservalue(L, idx, DEFERRED_RESULT);
+}
+static inline void coop__set_result(lua_State *L, int idx, deferred *d) {
+  coop__take_result(L, idx, d, tofailure(L, -1) != NULL);
 }
 
 /* How the Deferred at 'idx' stands for who would wait: fired and at rest? */
@@ -448,6 +456,8 @@ void coop__pushcancelled(lua_State *L);
 
 /* --- the run (lrun.c) ------------------------------------------------------------ */
 
+enum { RUN_NEAR = 8 /* interrupted Deferreds that stay on the stack */ };
+
 struct run {
   lua_State *L;
   coop_context *ctx;
@@ -455,6 +465,7 @@ struct run {
   int cur;           /* where the Deferred under way stands: on top */
   deferred *d;       /* that one */
   lua_Integer floor; /* of CTX_WORK: what is above was interrupted by this run */
+  deferred *below[RUN_NEAR]; /* what is interrupted, and still on the stack */
 };
 
 /* The run goes on with the Deferred 'next' on top, just above the one under way, and
@@ -522,9 +533,17 @@ void coop__append_to(lua_State *L, int idx, deferred *d, handler_kind k);
 static inline void coop__append(lua_State *L, int idx, handler_kind k) {
   coop__append_to(L, lua_absindex(L, idx), lua_touserdata(L, idx), k);
 }
-/* The kind of the next handler; H_MORE when it stands in the table of more. */
-static inline handler_kind nextkind(const deferred *d) {
-  return (handler_kind)((d->kinds[d->first >> 1] >> ((d->first & 1) * 4)) & 15);
+/* The kind of the handler in slot 'i'; H_MORE when it is the table of more. */
+static inline handler_kind slotkind(const deferred *d, int i) {
+  return (handler_kind)(d->kinds >> (4 * i) & 15);
+}
+/* Takes the handler in the first slot off the list and pushes its value.
+   [-0, +1, -] */
+static inline void coop__take_slot(lua_State *L, int idx, deferred *d) {
+  int slot = DEFERRED_SLOT + d->first++;
+  lua_getiuservalue(L, idx, slot);
+  lua_pushnil(L);
+  lua_setiuservalue(L, idx, slot);
 }
 
 /* A waiter was put at the end of the Deferred at 'idx', and may be woken from now
@@ -834,7 +853,6 @@ void coop__screen_shut(lua_State *L);
        1 and 2; each leaves the stack as found. [-0, +0, m] */
 void coop__open_failure(lua_State *L);
 void coop__open_deferred(lua_State *L);
-void coop__open_run(lua_State *L);
 void coop__open_waits(lua_State *L);
 /* The methods of Deferreds are all there, those made in Lua too. */
 void coop__seal_deferred(lua_State *L);

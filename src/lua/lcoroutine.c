@@ -176,10 +176,14 @@ static void wait(lua_State *L, int cur, body *b) {
   } else {
     lua_pushvalue(L, cur);
     coop__append_to(L, at, d, H_WAITER);
+    b->state = BODY_WAITS;
+    if (!d->pauses && !(d->flags & D_FIRED)) {
+      lua_setiuservalue(L, cur, BODY_WAIT);
+      return;
+    }
     lua_pushvalue(L, at);
     lua_setiuservalue(L, cur, BODY_WAIT);
-    b->state = BODY_WAITS;
-    if (d->pauses || d->flags & D_FIRED) coop__waited(L, at);
+    coop__waited(L, at);
   }
   lua_settop(L, at - 1);
 }
@@ -380,13 +384,25 @@ void coop__body_wake(lua_State *L, int cur, body *b, int from, deferred *d) {
 
 /* --- module functions ------------------------------------------------------------------------- */
 
+/* Goes on behind an await: with the value given, or raising it. */
+static int awaited(lua_State *L, int status, lua_KContext k) {
+  coop_context *ctx = (coop_context *)k;
+  (void)status;
+  if (!ctx->raising) return 1;
+  ctx->raising = false;
+  return lua_error(L);
+}
+
 static int await(lua_State *L) {
   coop_context *ctx = getctx(L);
   if (ctx->running != L || !lua_isyieldable(L)) coop__checkwait(L, "await");
   if (lua_gettop(L) != 1) lua_settop(L, 1);
   deferred *d = todeferred(L, 1);
   if (!d) return 1;
-  if (!settled(d)) return coop__signal_in(ctx, L, SIGNAL_AWAIT, 1, 1);
+  if (!settled(d)) {
+    ctx->signal = SIGNAL_AWAIT;
+    return lua_yieldk(L, 1, (lua_KContext)ctx, awaited);
+  }
   lua_getiuservalue(L, 1, DEFERRED_RESULT);
   if (!(d->flags & D_FAILED)) return 1;
   coop__handled(L, 1);

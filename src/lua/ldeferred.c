@@ -21,29 +21,20 @@ void coop__unfresh(lua_State *L, int idx) {
   lua_setmetatable(L, idx);
 }
 
-deferred *coop__checkdeferred(lua_State *L, int idx, const char *fname, int arg) {
-  deferred *d = todeferred(L, idx);
-  if (!d) coop__typeerror(L, fname, arg, idx, "Deferred");
-  return d;
-}
-
-static void settle(lua_State *L, int idx, deferred *d) {
+static void settle(lua_State *L, int idx, deferred *d, bool failed) {
   d->flags |= D_FIRED;
-  coop__set_result(L, idx, d);
+  coop__take_result(L, idx, d, failed);
   coop__unfresh(L, idx);
 }
 
 void coop__settle(lua_State *L, int idx) {
-  settle(L, idx, lua_touserdata(L, idx));
-}
-
-void coop__fire_in(lua_State *L, coop_context *ctx, int idx, deferred *d) {
-  settle(L, idx, d);
-  coop__run_in(L, ctx, idx, d);
+  settle(L, idx, lua_touserdata(L, idx), tofailure(L, -1) != NULL);
 }
 
 void coop__fire(lua_State *L, int idx) {
-  coop__fire_in(L, getctx(L), lua_absindex(L, idx), lua_touserdata(L, idx));
+  idx = lua_absindex(L, idx);
+  coop__settle(L, idx);
+  coop__run(L, idx);
 }
 
 /* --- failures that nobody has seen -------------------------------------------- */
@@ -105,7 +96,7 @@ void coop__pushcancelled(lua_State *L) {
 
 /* May the Deferred still be fired? Raises, or says no to one late fire of a
    cancelled one. */
-static bool may_fire(lua_State *L, deferred *d, const char *fname) {
+static inline bool may_fire(lua_State *L, deferred *d, const char *fname) {
   if (!(d->flags & D_FIRED)) {
     if (!isbody(d)) return true;
     luaL_error(L, "%s: a coroutine fires its Deferred itself", fname);
@@ -118,13 +109,15 @@ static bool may_fire(lua_State *L, deferred *d, const char *fname) {
 
 int coop__callback(lua_State *L) {
   deferred *d = coop__checkdeferred(L, 1, "callback", 0);
-  if (todeferred(L, 2))
+  const object *o = toobject(L, 2);
+  if (o && kindof(o) <= KIND_INLINE)
     return coop__argerror(L, "callback", 1, "a value expected, got a Deferred");
-  lua_settop(L, 2);
+  if (lua_gettop(L) != 2) lua_settop(L, 2);
   if (!may_fire(L, d, "callback")) return 0;
   coop_context *ctx = getctx(L);
   bool outer = coop__begin(ctx);
-  coop__fire_in(L, ctx, 1, d);
+  settle(L, 1, d, o && kindof(o) == KIND_FAILURE);
+  coop__run_in(L, ctx, 1, d);
   return coop__end_in(L, ctx, outer, 0);
 }
 
@@ -165,14 +158,14 @@ static void pushcall(lua_State *L, bool cb, bool eb, int first) {
 }
 
 /* Runs the handlers of the Deferred at 1 and on top, if it has fired. */
-static int run_handlers(lua_State *L, const deferred *d) {
+static inline int run_handlers(lua_State *L, const deferred *d) {
   if (!(d->flags & D_FIRED) && !isbody(d)) return 1;
   bool outer = coop__begin(getctx(L));
   coop__added(L, 1);
   return coop__end(L, outer, 1);
 }
 
-static int add(lua_State *L, const char *fname, handler_kind k) {
+static inline int add(lua_State *L, const char *fname, handler_kind k) {
   deferred *d = coop__checkdeferred(L, 1, fname, 0);
   coop__checkcallable(L, 2, fname, 1);
   if (lua_gettop(L) > 2) {

@@ -8,14 +8,8 @@
 
 enum { SLOTS = 3 };
 
-static handler_kind slotkind(const deferred *d, int i) {
-  return (handler_kind)((d->kinds[i >> 1] >> ((i & 1) * 4)) & 15);
-}
-
-static void setslotkind(deferred *d, int i, handler_kind k) {
-  int shift = (i & 1) * 4;
-  d->kinds[i >> 1] =
-      (uint8_t)((d->kinds[i >> 1] & ~(15 << shift)) | ((int)k << shift));
+static inline void setslotkind(deferred *d, int i, handler_kind k) {
+  d->kinds = (uint16_t)((d->kinds & ~(15 << (4 * i))) | (int)k << (4 * i));
 }
 
 static bool has_more(const deferred *d) {
@@ -92,11 +86,10 @@ static bool thinned(const deferred *d) {
   return d->gone >= 32 && d->gone > (d->end - d->more) / 4;
 }
 
-/* Makes room for one more handler. A new table may run finalisers, which may do
+/* Makes room in the table of more. A new one may run finalisers, which may do
    anything to the Deferred: what it is for is asked again. */
-static inline void make_room(lua_State *L, int idx, deferred *d) {
-  if (d->first == d->count) d->first = d->count = 0;
-  if (d->count < SLOTS || (has_more(d) && !thinned(d))) return;
+static void make_room(lua_State *L, int idx, deferred *d) {
+  if (has_more(d) && !thinned(d)) return;
   lua_createtable(L, has_more(d) ? (int)(d->end - d->more) : 8, 0);
   if (d->first == d->count) d->first = d->count = 0;
   if (d->count < SLOTS) lua_pop(L, 1);
@@ -105,30 +98,36 @@ static inline void make_room(lua_State *L, int idx, deferred *d) {
   else lua_pop(L, 1);
 }
 
+/* Puts a handler at the end of the table of more. Pops its value. */
+static void append_more(lua_State *L, int idx, deferred *d, handler_kind k) {
+  lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
+  if (k == H_WAITER && d->flags & D_INDEXED) {
+    lua_pushvalue(L, -2);
+    lua_pushinteger(L, d->end);
+    lua_rawset(L, -3);
+  }
+  lua_pushinteger(L, k);
+  lua_rawseti(L, -2, d->end);
+  lua_insert(L, -2);
+  lua_rawseti(L, -2, d->end + 1);
+  lua_pop(L, 1);
+  d->end += 2;
+}
+
 void coop__append_to(lua_State *L, int idx, deferred *d, handler_kind k) {
-  make_room(L, idx, d);
+  if (d->first == d->count) d->first = d->count = 0;
+  if (d->count == SLOTS) make_room(L, idx, d);
   if (d->count < SLOTS) {
     lua_setiuservalue(L, idx, DEFERRED_SLOT + d->count);
     setslotkind(d, d->count++, k);
   } else {
-    lua_getiuservalue(L, idx, DEFERRED_SLOT + SLOTS - 1);
-    if (k == H_WAITER && d->flags & D_INDEXED) {
-      lua_pushvalue(L, -2);
-      lua_pushinteger(L, d->end);
-      lua_rawset(L, -3);
-    }
-    lua_pushinteger(L, k);
-    lua_rawseti(L, -2, d->end);
-    lua_insert(L, -2);
-    lua_rawseti(L, -2, d->end + 1);
-    lua_pop(L, 1);
-    d->end += 2;
+    append_more(L, idx, d, k);
   }
   if (k == H_WAITER) d->waiters++;
 }
 
 /* Empties slot 'first' and steps over it. */
-static void drop_slot(lua_State *L, int idx, deferred *d) {
+static inline void drop_slot(lua_State *L, int idx, deferred *d) {
   lua_pushnil(L);
   lua_setiuservalue(L, idx, DEFERRED_SLOT + d->first++);
 }
@@ -136,11 +135,11 @@ static void drop_slot(lua_State *L, int idx, deferred *d) {
 handler_kind coop__take(lua_State *L, int idx, deferred *d) {
   if (d->first == d->count) return H_NONE;
   handler_kind k = slotkind(d, d->first);
-  lua_getiuservalue(L, idx, DEFERRED_SLOT + d->first);
   if (k != H_MORE) {
-    drop_slot(L, idx, d);
+    coop__take_slot(L, idx, d);
     return k;
   }
+  lua_getiuservalue(L, idx, DEFERRED_SLOT + d->first);
   lua_rawgeti(L, -1, d->more);
   k = (handler_kind)lua_tointeger(L, -1);
   lua_pop(L, 1);

@@ -137,10 +137,6 @@ bool coop__callable(lua_State *L, int idx) {
   return true;
 }
 
-void coop__checkcallable(lua_State *L, int idx, const char *fname, int arg) {
-  if (!coop__callable(L, idx)) coop__typeerror(L, fname, arg, idx, "function");
-}
-
 lua_Integer coop__checkcount(lua_State *L, int idx, const char *fname, int arg) {
   int exact;
   lua_Integer n = lua_tointegerx(L, idx, &exact);
@@ -416,7 +412,6 @@ static int fill(lua_State *L) {
   lua_setiuservalue(L, CTX, CTX_ERRORS);
   coop__open_failure(L);
   coop__open_deferred(L);
-  coop__open_run(L);
   coop__open_waits(L);
   coop__open_fiber(L);
   coop__open_coroutine(L);

@@ -9,8 +9,6 @@
 */
 #include "lcoop.h"
 
-enum { NEAR = 8 /* interrupted Deferreds that stay on the stack */ };
-
 /* --- outcomes --------------------------------------------------------------------- */
 
 /* Hands the result of the Deferred at 'from' to the one at 'to'. Both keep it,
@@ -103,10 +101,11 @@ void coop__enter(struct run *r, deferred *next) {
     lua_pop(r->L, 1);
   } else {
     next->flags |= D_BUSY;
-    r->d = next;
-    if (r->cur < r->base + NEAR) {
-      r->cur++;
+    if (r->cur < r->base + RUN_NEAR) {
+      r->below[r->cur++ - r->base - 1] = r->d;
+      r->d = next;
     } else {
+      r->d = next;
       store(r->L, r->cur, CTX_WORK, r->ctx->work + 1);
       r->ctx->work++;
       lua_replace(r->L, r->cur);
@@ -116,10 +115,14 @@ void coop__enter(struct run *r, deferred *next) {
 
 /* Goes back to the one that was interrupted last; false when there is none. */
 static inline bool leave(struct run *r) {
-  if (r->ctx->work > r->floor) fetch(r->L, r->cur, CTX_WORK, r->ctx->work--);
-  else if (r->cur > r->base + 1) lua_settop(r->L, --r->cur);
-  else return false;
-  r->d = lua_touserdata(r->L, r->cur);
+  if (r->ctx->work > r->floor) {
+    fetch(r->L, r->cur, CTX_WORK, r->ctx->work--);
+    r->d = lua_touserdata(r->L, r->cur);
+    return true;
+  }
+  if (r->cur == r->base + 1) return false;
+  lua_settop(r->L, --r->cur);
+  r->d = r->below[r->cur - r->base - 1];
   return true;
 }
 
@@ -204,34 +207,28 @@ static void handle(struct run *r, handler_kind k) {
 /* Is the next handler a function that is to have the result, which is a value? */
 static inline bool plain(const deferred *d) {
   if (!deliverable(d) || d->flags & (D_FAILED | D_CANCEL)) return false;
-  handler_kind k = nextkind(d);
+  handler_kind k = slotkind(d, d->first);
   return k == H_CALLBACK || k == H_BOTH;
 }
 
-/* Calls the plain handlers of the Deferred at 1, one after the other, as long as
-   what they return is no object; that is the result of this one. */
-static int plain_handlers(lua_State *L) {
-  deferred *d = lua_touserdata(L, 1);
-  do {
-    coop__take(L, 1, d);
-    lua_getiuservalue(L, 1, DEFERRED_RESULT);
-    lua_call(L, 1, 1);
-    if (lua_type(L, -1) == LUA_TUSERDATA) return 1;
-    lua_setiuservalue(L, 1, DEFERRED_RESULT);
-  } while (plain(d));
-  return 0;
-}
-
-/* Runs the plain handlers in one protected call. One that raises has been taken off
-   the list: the run goes on behind it. */
+/* Runs the plain handlers at the front of the list. */
 static void run_plain(struct run *r) {
   lua_State *L = r->L;
+  deferred *d = r->d;
+  int cur = r->cur;
   pushctx(L, CTX_MSGH);
-  pushctx(L, CTX_PLAIN);
-  lua_pushvalue(L, r->cur);
-  if (!coop__pcall_in(r->ctx, L, 1, 1, r->cur + 1)) coop__caught(L, false);
-  else if (lua_isnil(L, -1)) return;
-  take_outcome(L, r->cur, r->d);
+  do {
+    coop__take_slot(L, cur, d);
+    lua_getiuservalue(L, cur, DEFERRED_RESULT);
+    if (!coop__pcall_in(r->ctx, L, 1, 1, cur + 1)) {
+      coop__caught(L, false);
+    } else if (lua_type(L, -1) != LUA_TUSERDATA) {
+      lua_setiuservalue(L, cur, DEFERRED_RESULT);
+      continue;
+    }
+    take_outcome(L, cur, d);
+    return;
+  } while (plain(d));
 }
 
 /* --- who waits ------------------------------------------------------------------------- */
@@ -316,15 +313,21 @@ static bool advance(struct run *r) {
   } else {
     return false;
   }
-  lua_settop(r->L, r->cur);
+  if (lua_gettop(r->L) != r->cur) lua_settop(r->L, r->cur);
   return true;
 }
 
 /* It is runnable, and in no run. */
 void coop__run_top(lua_State *L, coop_context *ctx, deferred *d) {
-  if (!lua_checkstack(L, NEAR + 16)) luaL_error(L, "stack overflow (run)");
+  if (!lua_checkstack(L, RUN_NEAR + 16)) luaL_error(L, "stack overflow (run)");
   int cur = lua_gettop(L);
-  struct run r = {L, ctx, cur - 1, cur, d, ctx->work};
+  struct run r; /* 'below' needs no value yet */
+  r.L = L;
+  r.ctx = ctx;
+  r.base = cur - 1;
+  r.cur = cur;
+  r.d = d;
+  r.floor = ctx->work;
   d->flags |= D_BUSY;
   ctx->depth++;
   do {
@@ -418,10 +421,4 @@ bool coop__hand(lua_State *L, int idx) {
   coop__run_now(L, lua_gettop(L));
   lua_pop(L, 1);
   return true;
-}
-
-void coop__open_run(lua_State *L) {
-  lua_pushvalue(L, CTX);
-  lua_pushcclosure(L, plain_handlers, 1);
-  lua_setiuservalue(L, CTX, CTX_PLAIN);
 }
