@@ -267,6 +267,7 @@ describe('the prompt', function()
       t:expect_last '>>'
       t:enter '7)'
       t:expect '42'
+      t:expect_last '>'
       t:press 'C-d'
       t:expect 'status 0'
       t:close()
@@ -296,7 +297,8 @@ describe('the prompt', function()
       t:enter 'r = coop.reactor'
       t:enter 'r:add_system_event_trigger("before", "shutdown", print, "trigger") and nil'
       t:enter 'coop.LoopingCall(print):start(1000) and nil'
-      t:enter 'x = setmetatable({}, { __gc = function() print "collected" end })'
+      t:enter 'x = setmetatable({}, { __gc = function() print "collected" end }) print "ready"'
+      t:expect 'ready'
       t:expect_last '>'
       t:press 'C-d'
       t:expect 'status 0'
@@ -351,15 +353,14 @@ describe('the prompt', function()
   end)
 
   it('is plain on a terminal that cannot do anything, which it leaves as it was', function()
-    t = terminal.open(('TERM=dumb %s; cat'):format(terminal.coop), { XDG_STATE_HOME = state })
+    t = terminal.open(('TERM=dumb %s; echo over; cat'):format(terminal.coop))
     t:expect_last '>'
     t:enter '1 + 1'
     t:expect '2'
     t:expect_last '>'
     t:press 'C-d'
-    t:type 'for cat' -- which reads where coop has read
-    t:wait('echo', function(screen) return screen:find '\nfor cat$' end)
-    t:press 'Enter'
+    t:expect 'over'
+    t:enter 'for cat' -- which reads where coop has read
     t:wait('answer of cat', function(screen) return screen:find '\nfor cat\nfor cat$' end)
     t:press 'C-d'
     t:expect 'status 0'
@@ -367,7 +368,9 @@ describe('the prompt', function()
 
   it('waits for the rest of a line', function()
     local result = process.run_coop({ '-i' }, {
-      talk = { { '> ', input = '1 +' }, { '', input = ' 41\n', later = 0.05 }, { '42', input = '' } },
+      talk = {
+        { '> ', input = '1 +' }, { '', input = ' 41\n', later = 0.05 }, { '42', input = '' },
+      },
     })
     assert.matches('> 42\n', result.out, 1, true)
     assert.equal('', result.err)
