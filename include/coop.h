@@ -69,8 +69,9 @@ COOP_API coop_context *coop_open(lua_State *L, uv_loop_t *loop);
      d:cancel(), with coop.errors.ContextClosed, a CancelledError, as its error:
      cancellers and handlers run; inline bodies get it raised where they wait, and
      are closed when they wait again; the bodies of coroutines are closed;
-   - sockets, listeners and all other handles are closed; on a loop of the host's
-     libuv lets go of their memory in the loop's next turn.
+   - sockets, listeners and all other handles are closed, those that scripts have of
+     luv too; on a loop of the host's libuv lets go of them in the loop's next turn,
+     which with luv is to be made before lua_close.
    Takes time in proportion to what the state holds. Scripts run in it: an error of
    theirs is reported. Called from within coop (a post, step, handler or function
    that coop runs) it takes effect when that has returned to whoever called coop,

@@ -22,6 +22,7 @@ enum { SEEN = 1, QUEUE, FOUND, FIRST };
 
 typedef struct search {
   lua_Integer queued, found;
+  bool (*wanted)(lua_State *L, int idx); /* of the userdata */
 } search;
 
 /* Also of one that a run has left behind when it was broken off for want of memory:
@@ -30,6 +31,17 @@ static bool is_pending(lua_State *L, int idx) {
   const deferred *d = todeferred(L, idx);
   if (!d) return false;
   return !(d->flags & D_FIRED) || d->pauses > 0 || d->flags & D_BUSY;
+}
+
+/* A handle of luv's: its types are called uv_timer_t and so on. */
+static bool is_luv_handle(lua_State *L, int idx) {
+  int top = lua_gettop(L);
+  bool is = luaL_getmetafield(L, idx, "__name") == LUA_TSTRING &&
+            !strncmp(lua_tostring(L, -1), "uv_", 3) &&
+            luaL_getmetafield(L, idx, "__index") == LUA_TTABLE &&
+            lua_getfield(L, -1, "is_closing") == LUA_TFUNCTION;
+  lua_settop(L, top);
+  return is;
 }
 
 /* Notes the value on top, if it is an object that may lead to others. [-1, +0, m] */
@@ -60,7 +72,7 @@ static void visit_table(lua_State *L, int at, search *s) {
 }
 
 static void visit_userdata(lua_State *L, int at, search *s) {
-  if (is_pending(L, at)) {
+  if (s->wanted(L, at)) {
     lua_pushvalue(L, at);
     lua_rawseti(L, FOUND, ++s->found);
   }
@@ -99,10 +111,10 @@ static void visit(lua_State *L, search *s) {
   lua_settop(L, at - 1);
 }
 
-/* Makes FOUND a list of all Deferreds that are pending; what was on the stack from
-   'first' on counts as reached. How many. [-0, +0, m] */
-static lua_Integer find_pending(lua_State *L) {
-  search s = {0, 0};
+/* Makes FOUND a list of all userdata that are wanted; what was on the stack from FIRST
+   on counts as reached. How many. [-0, +0, m] */
+static lua_Integer find(lua_State *L, bool (*wanted)(lua_State *L, int idx)) {
+  search s = {.wanted = wanted};
   int top = lua_gettop(L);
   luaL_checkstack(L, 12, "close");
   for (int i = SEEN; i <= FOUND; i++) {
@@ -163,7 +175,7 @@ static int fail_pending(lua_State *L) {
   int top = lua_gettop(L);
   lua_Integer n;
   ctx->work = 0;
-  for (int round = 0; round < ROUNDS && (n = find_pending(L)) > 0; round++) {
+  for (int round = 0; round < ROUNDS && (n = find(L, is_pending)) > 0; round++) {
     for (lua_Integer i = 1; i <= n; i++) {
       bool outer = coop__begin(ctx);
       lua_rawgeti(L, FOUND, i);
@@ -171,6 +183,24 @@ static int fail_pending(lua_State *L) {
       lua_settop(L, top);
       coop__end(L, outer, 0);
     }
+  }
+  return 0;
+}
+
+/* close_luv(nil, nil, nil): what scripts have opened by luv on a loop of the host's. */
+static int close_luv(lua_State *L) {
+  for (lua_Integer n = find(L, is_luv_handle); n > 0; n--) {
+    int top = lua_gettop(L), at = top + 1;
+    lua_rawgeti(L, FOUND, n);
+    lua_getfield(L, at, "is_closing");
+    lua_pushvalue(L, at);
+    lua_call(L, 1, 1);
+    if (!lua_toboolean(L, -1)) {
+      lua_getfield(L, at, "close");
+      lua_pushvalue(L, at);
+      if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
+    }
+    lua_settop(L, top);
   }
   return 0;
 }
@@ -207,9 +237,15 @@ static bool is_own_entry(lua_State *L) {
   return lua_touserdata(L, -1) == getctx(L) || is_own_function(L);
 }
 
-/* In package.loaded: coop and its parts. */
+/* In package.loaded: coop and its parts; luv, when it was on coop's loop. */
 static bool is_own_module(lua_State *L) {
   const char *name = lua_type(L, -2) == LUA_TSTRING ? lua_tostring(L, -2) : "";
+  if (!strcmp(name, "luv") && lua_istable(L, -1)) {
+    lua_getfield(L, -1, "run");
+    bool is = is_own_function(L);
+    lua_pop(L, 1);
+    return is;
+  }
   return !strcmp(name, "coop") || !strncmp(name, "coop.", 5);
 }
 
@@ -262,6 +298,7 @@ static void close_now(coop_context *ctx) {
   perform(ctx, L, fail_pending, push_held(L));
   perform(ctx, L, coop__stop_all, 0);
   perform(ctx, L, coop__drop_calls, 0);
+  if (ctx->loop.uv != &ctx->loop.own) perform(ctx, L, close_luv, push_held(L));
   perform(ctx, L, forget, 0);
   coop__shut(ctx);
 }

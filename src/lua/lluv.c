@@ -27,7 +27,7 @@ static int call_back(lua_State *L, int nargs, int nresults, int flags) {
   (void)flags;
   coop_context *ctx = coop__find(L);
   int base = lua_gettop(L) - nargs;
-  if (ctx->draining) {
+  if (!ctx || ctx->draining) { /* coop was closed, or libuv alone runs */
     lua_settop(L, base - 1);
     return 0;
   }

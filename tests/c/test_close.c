@@ -170,6 +170,30 @@ static void the_end_of_the_state_closes_it_with_everything_in_flight(void **stat
   }
 }
 
+static void handles_of_luv_are_closed_too(void **state) {
+  uv_loop_t uv;
+  host h;
+  (void)state;
+  uv_loop_init(&uv);
+  open_host(&h, &uv);
+  script(&h, "local luv = require 'luv'\n"
+             "local timer = luv.new_timer()\n"
+             "timer:start(1000000, 1000000, print)\n"
+             "other = luv.new_async(print)");
+  assert_true(uv_loop_alive(&uv));
+  coop_close(h.ctx);
+  assert_int_equal(uv_run(&uv, UV_RUN_DEFAULT), 0);
+  assert_int_equal(count_handles(&uv), 0);
+  assert_non_null(coop_open(h.L, &uv)); /* and luv is coop's again */
+  script(&h, "require 'luv'.new_timer():start(0, 0, function() n = 1 end)");
+  assert_int_equal(uv_run(&uv, UV_RUN_DEFAULT), 0);
+  assert_global(&h, "n", 1);
+  coop_close(coop_of(h.L));
+  uv_run(&uv, UV_RUN_DEFAULT);
+  lua_close(h.L);
+  assert_int_equal(uv_loop_close(&uv), 0);
+}
+
 /* --- what a host holds ------------------------------------------------------ */
 
 static void note_result(lua_State *L, int failed, void *ud) {
@@ -502,6 +526,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     test(everything_in_flight_gets_an_outcome),
     cmocka_unit_test(a_loop_of_the_host_s_is_left_as_it_was),
+    cmocka_unit_test(handles_of_luv_are_closed_too),
     cmocka_unit_test(the_end_of_the_state_closes_it_with_everything_in_flight),
     test(watches_steps_and_posts_of_the_host_come_to_an_end),
     cmocka_unit_test(it_may_be_closed_from_within),
