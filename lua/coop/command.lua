@@ -173,7 +173,7 @@ local function run(body, host)
     return exit_status or core.stop_asked() or core.interrupted()
       or outcome and coop.type(outcome[1]) == 'Failure'
   end
-  repeat local over_now = core.turn_until(over) until over_now or not core.prompt.stuck()
+  repeat local over_now = core.turn_main(body, over) until over_now or not core.prompt.stuck()
   core.prompt.close()
   if core.interrupted() and not outcome then core.interrupt(body, core.interrupted()) end
   local status = exit_status or signal_status(host)

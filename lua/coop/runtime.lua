@@ -90,6 +90,15 @@ local function call_waiting()
   end
 end
 
+-- The same for `body`, the main one; when nothing is left, a test kit may know how to go on.
+local function turn_main(body, done)
+  core.main_running = body
+  local over
+  repeat over = turn_until(done) until over or not (core.on_stall and core.on_stall())
+  core.main_running = nil
+  return over
+end
+
 -- A before-trigger that waits holds the other triggers back, not the loop.
 local function start()
   stop_asked = false
@@ -153,13 +162,14 @@ end
 local function run_end()
   return setmetatable({}, {
     __close = function()
+      core.main_running = nil
       core.set_running(false)
       core.clear_interrupt()
     end,
   })
 end
 
-core.start_up, core.shut_down, core.turn_until = start, shut_down, turn_until
+core.start_up, core.shut_down, core.turn_main = start, shut_down, turn_main
 
 function core.stop_asked() return stop_asked end
 
@@ -199,8 +209,16 @@ end
 
 -- coop.run, coop.react ----------------------------------------------------------------------------
 
+-- Why main, a body, will never end.
+local function stuck_text(body)
+  local lines = { 'main waits, and nothing is left that could wake it' }
+  local stand = core.standing(body)
+  if stand then lines[2] = '\t' .. core.wait_text(stand, 'main') end
+  return table.concat(lines, '\n')
+end
+
 -- Runs `body`, a Deferred made by core.main, to its outcome, in a loop of its own.
--- Returns 'value' or 'failure' and it; 'stopped'; or 'stuck' when it can never end.
+-- Returns 'value' or 'failure' and it; 'stopped'; or 'stuck' and the body when it can never end.
 local function run_body(body)
   local how, what
   core.observe(body, function(result)
@@ -209,8 +227,9 @@ local function run_body(body)
   local cleanup <close> = run_end()
   start()
   core.start(body)
-  local over = turn_until(function() return how or stop_asked end)
+  local over = turn_main(body, function() return how or stop_asked end)
   if not how then how = over and 'stopped' or 'stuck' end
+  if how == 'stuck' then what = body end
   shut_down()
   return how, what
 end
@@ -229,17 +248,13 @@ function coop.run(main, ...)
   end
   local how, what = run_body(core.main(main, ...))
   if how == 'failure' then what:raise() end
-  if how == 'stuck' then
-    error('run: main waits, and nothing is left that could wake it', 2)
-  end
+  if how == 'stuck' then error('run: ' .. stuck_text(what), 2) end
   return what
 end
 
 local function exit_with(how, what)
   if how == 'failure' then core.report(what) end
-  if how == 'stuck' then
-    core.report('react: main waits, and nothing is left that could wake it')
-  end
+  if how == 'stuck' then core.report('react: ' .. stuck_text(what)) end
   local bad = how == 'failure' or how == 'stuck'
   os.exit(bad and 1 or 0, true)
 end

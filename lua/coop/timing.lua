@@ -118,7 +118,7 @@ local function schedule(self)
   local now = self._clock:seconds()
   local due = next_slot(self, now)
   self._due = due
-  self._call = self._clock:call_later(math.max(due - now, 0), self._tick)
+  self._call = core.made_as(self._clock:call_later(math.max(due - now, 0), self._tick), self)
 end
 
 --- Takes the slots since the last count to account; returns how many there are to tell of.
@@ -246,7 +246,7 @@ local function loop(f, counts, ...)
     _busy = false,
   }
   self._tick = function() turn(self) end
-  return self
+  return core.note(self)
 end
 
 coop.LoopingCall = setmetatable({}, {

@@ -107,6 +107,10 @@ enum {
   CTX_TASK_NEXT,  /* its function that steps a stage for a task */
   CTX_LIBRARY,    /* what coop's functions replaced in the coroutine library */
   CTX_WANT,       /* a Deferred failed for want of memory, made before that */
+  CTX_PLACES,     /* weak: object -> number of the place where it was made */
+  CTX_NAMES,      /* number of a place -> "file:line", and back */
+  CTX_LOST,       /* records of coroutines that were collected waiting */
+  CTX_WATCH,      /* what the watchdog calls */
   CTX_META,       /* + kind: the metatables */
   CTX_NUV = CTX_META + KIND_COUNT
 };
@@ -173,6 +177,7 @@ typedef struct coop_context {
   bool asked;          /* it is to be closed when what runs has returned */
   bool shutting;       /* and is being closed (lclose.c) */
   bool closed;
+  bool census;        /* it is kept where things are made (lcensus.c) */
   bool turning;        /* in a turn of the loop: it is armed at its end */
   bool running_loop;   /* reactor.running */
   bool looping;        /* inside uv_run */
@@ -201,6 +206,8 @@ typedef struct coop_context {
   coop_posts *posts;       /* what other threads want to have called */
   coop_post_item *posted;  /* taken from it, to be called now */
   struct threads *threads; /* the pools, once there are any (lthreads.c) */
+  uv_timer_t *watchdog;    /* once there is one (lcensus.c) */
+  coop_closer watchdog_closer;
 } coop_context;
 
 enum { INTERRUPT_PENDING = 1, INTERRUPT_AT_IT = 2 /* for each thread that is */ };
@@ -786,12 +793,6 @@ void coop__task_stop(lua_State *L, int idx);
    and the Failure on top when its cleanup failed. [-0, +(0|1), m] */
 bool coop__task_cancel(lua_State *L, int idx);
 void coop__task_hold(lua_State *L, int idx, bool hold);
-/* Adds texts of the tasks that wait for a Deferred they yielded to the list at 1,
-   after its first n; how many. [-0, +0, m] */
-lua_Integer coop__waiting_tasks(lua_State *L, lua_Integer n);
-/* Pushes where the thread stands in a script: its first frame that is neither C's
-   nor coop's own. [-0, +1, m] */
-void coop__pushplace(lua_State *L, lua_State *co, const char *what);
 /* One tick of each Cooperator that has one to come. [-0, +0, m] */
 void coop__ticks(lua_State *L);
 
@@ -822,6 +823,8 @@ void coop__report_in(coop_context *ctx, lua_State *L);
 static inline bool coop__overdue(const coop_context *ctx) {
   return ctx->until < HUGE_VAL && coop__now() >= ctx->until;
 }
+/* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
+int coop__turn_once(lua_State *L);
 
 /* --- sockets (lnet.c) ----------------------------------------------------------- */
 
@@ -829,6 +832,20 @@ static inline bool coop__overdue(const coop_context *ctx) {
 void coop__connection_forget(lua_State *L, int at, int d);
 /* Closes all sockets of a context that is being closed. */
 void coop__net_shut(coop_context *ctx);
+
+/* The Connection or Listener that the handle is of, or NULL. */
+const object *coop__net_owner(const coop_context *ctx, const uv_handle_t *h);
+
+/* --- the census (lcensus.c) ------------------------------------------------------- */
+
+/* Keeps where the script stands as the place where the object at 'idx' was made, or
+   where the coroutine was started. [-0, +0, m] */
+void coop__note_made(lua_State *L, int idx);
+void coop__note_started(lua_State *L, lua_State *co);
+/* What is at 'to' counts as made where the object at 'from' was. [-0, +0, m] */
+void coop__note_as(lua_State *L, int from, int to);
+/* The coroutine is being collected while it waits. [-0, +0, m] */
+void coop__note_lost(lua_State *L, lua_State *co);
 
 /* --- C modules beside coop (loutside.c) --------------------------------------- */
 
@@ -867,6 +884,7 @@ void coop__open_luv(lua_State *L);
 void coop__open_outside(lua_State *L);
 void coop__open_flow(lua_State *L);
 void coop__open_screen(lua_State *L);
+void coop__open_census(lua_State *L);
 
 /* Registers functions in the table on top, the context as their upvalue. */
 void coop__setfuncs(lua_State *L, const luaL_Reg *l);

@@ -1148,37 +1148,49 @@ void coop__task_hold(lua_State *L, int idx, bool hold) {
   }
 }
 
-/* Adds what waits of the Cooperator on top to the list at 1. */
-static lua_Integer add_waiting(lua_State *L, lua_Integer n) {
-  int top = lua_gettop(L);
-  lua_Integer found = 0;
-  cooperator *c = lua_touserdata(L, top);
-  lua_getiuservalue(L, top, COOPERATOR_ALL);
-  for (lua_Integer i = 1; i <= c->slots; i++) {
-    lua_rawgeti(L, top + 1, i);
-    task *t = tokind(L, top + 2, KIND_TASK);
-    if (t && t->state == TASK_LIVE && t->wait == WAIT_YIELDED) {
-      if (thread_of(t)) coop__pushplace(L, thread_of(t), "a task");
-      else lua_pushfstring(L, "a task (%p) waits for a Deferred", (void *)t);
-      lua_rawseti(L, 1, n + ++found);
-    }
-    lua_settop(L, top + 1);
+/* Adds to the table on top what is known of the task: { task, state, custom, thread,
+   on }. [-0, +0, m] */
+static void add_facts(lua_State *L, int idx, const task *t) {
+  lua_pushvalue(L, idx);
+  lua_setfield(L, -2, "task");
+  lua_pushstring(L, t->wait == WAIT_SHARED ? "shares" : t->wait ? "waits"
+                    : t->pauses ? "paused" : "runnable");
+  lua_setfield(L, -2, "state");
+  lua_pushboolean(L, t->c->custom);
+  lua_setfield(L, -2, "custom");
+  if (thread_of(t)) {
+    lua_pushthread(thread_of(t));
+    lua_xmove(thread_of(t), L, 1);
+    lua_setfield(L, -2, "thread");
   }
-  lua_settop(L, top);
-  return found;
+  lua_pushboolean(L, t->wait == WAIT_AWAITED && t->g); /* its fiber waits, too */
+  lua_setfield(L, -2, "fiber");
+  if (t->wait == WAIT_NONE) return;
+  lua_getiuservalue(L, idx, TASK_WAIT);
+  lua_setfield(L, -2, "on");
 }
 
-lua_Integer coop__waiting_tasks(lua_State *L, lua_Integer n) {
-  int top = lua_gettop(L);
-  lua_Integer found = 0;
+/* core.tasks(): a list of such tables, of all tasks that have not ended. */
+static int tasks(lua_State *L) {
+  lua_settop(L, 0);
+  lua_newtable(L);
   pushctx(L, CTX_COOPERATORS);
-  lua_pushnil(L);
-  while (lua_next(L, top + 1)) {
-    lua_pop(L, 1);
-    found += add_waiting(L, n + found);
+  for (lua_pushnil(L); lua_next(L, 2); lua_settop(L, 3)) {
+    cooperator *c = lua_touserdata(L, 3);
+    lua_getiuservalue(L, 3, COOPERATOR_ALL); /* 5 */
+    for (lua_Integer i = 1; i <= c->slots; i++) {
+      lua_rawgeti(L, 5, i);
+      task *t = tokind(L, 6, KIND_TASK);
+      if (t && t->state == TASK_LIVE) {
+        lua_newtable(L);
+        add_facts(L, 6, t);
+        lua_rawseti(L, 1, (lua_Integer)lua_rawlen(L, 1) + 1);
+      }
+      lua_settop(L, 5);
+    }
   }
-  lua_settop(L, top);
-  return found;
+  lua_settop(L, 1);
+  return 1;
 }
 
 bool coop__task_cancel(lua_State *L, int idx) {
@@ -1672,6 +1684,11 @@ static const luaL_Reg functions[] = {
   {NULL, NULL}
 };
 
+static const luaL_Reg core_functions[] = {
+  {"tasks", tasks},
+  {NULL, NULL}
+};
+
 void coop__open_cooperator(lua_State *L) {
   coop__newtype(L, KIND_TASK, task_methods, task_meta);
   coop__newtype(L, KIND_COOPERATOR, NULL, cooperator_meta);
@@ -1681,6 +1698,8 @@ void coop__open_cooperator(lua_State *L) {
   coop__setfuncs(L, cooperator_methods);
   lua_pushcclosure(L, cooperator__index, 2);
   lua_setfield(L, -2, "__index");
+  lua_pushvalue(L, 2);
+  coop__setfuncs(L, core_functions);
   lua_pushvalue(L, 1);
   coop__setfuncs(L, functions);
   deferred *d = coop__deferred_new(L);

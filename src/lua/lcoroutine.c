@@ -400,6 +400,7 @@ static int await(lua_State *L) {
   deferred *d = todeferred(L, 1);
   if (!d) return 1;
   if (!settled(d)) {
+    lua_pushvalue(L, 1); /* the one below tells the census what it waits for */
     ctx->signal = SIGNAL_AWAIT;
     return lua_yieldk(L, 1, (lua_KContext)ctx, awaited);
   }

@@ -601,6 +601,7 @@ static int fiber__gc(lua_State *L) {
   lua_getiuservalue(L, 1, FIBER_THREAD);
   lua_settop(L, 2);
   f->co = co;
+  if (f->ctx->census && f->waits) coop__note_lost(L, co);
   bool outer = f->ctx->collecting;
   f->ctx->collecting = true;
   bool ok = coop__fiber_close(L, 1);

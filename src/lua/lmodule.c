@@ -32,6 +32,7 @@ void *coop__newfrom(lua_State *L, int slot, kind k, size_t size, int nuv) {
   o->tag = &coop__kinds[k];
   pushctx(L, slot);
   lua_setmetatable(L, -2);
+  if (getctx(L)->census) coop__note_made(L, -1);
   return o;
 }
 
@@ -301,7 +302,7 @@ static int public_loader(lua_State *L) {
 
 static const char *const internal_parts[] = {"iterator", "timing", "aggregate",
                                              "sync", "accumulate", "progress",
-                                             "runtime", NULL};
+                                             "census", "runtime", NULL};
 
 static bool is_internal(const char *name) {
   for (int i = 0; internal_parts[i]; i++)
@@ -396,6 +397,8 @@ static int fill(lua_State *L) {
   set_table(L, CTX_COOPERATORS, "k");
   set_table(L, CTX_CLASSES, "k");
   set_table(L, CTX_HOLDS, NULL);
+  set_table(L, CTX_PLACES, "k");
+  set_table(L, CTX_NAMES, NULL);
   lua_pushvalue(L, CTX);
   lua_pushcclosure(L, coop__msgh, 1);
   lua_setiuservalue(L, CTX, CTX_MSGH);
@@ -427,6 +430,7 @@ static int fill(lua_State *L) {
   coop__open_flow(L);
   coop__open_api(L);
   coop__open_screen(L);
+  coop__open_census(L);
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   coop__seal_deferred(L);
   preload_public(L);

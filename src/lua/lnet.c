@@ -1607,6 +1607,16 @@ static int set_linger(lua_State *L) {
 
 static void on_idle_closed(uv_handle_t *h) { free(h); }
 
+const object *coop__net_owner(const coop_context *ctx, const uv_handle_t *h) {
+  const coop_net *net = ctx->net;
+  if (!net) return NULL;
+  for (const coop_link *l = net->open.next; l != &net->open; l = l->next) {
+    const channel *ch = coop_container(l, channel, link);
+    if ((const uv_handle_t *)&ch->poll == h) return ch->owner;
+  }
+  return NULL;
+}
+
 /* All sockets are closed, lookups forgotten; no Lua is run for it. */
 void coop__net_shut(coop_context *ctx) {
   coop_net *net = ctx->net;

@@ -38,6 +38,7 @@ fiber *coop__fiber_take(lua_State *L, coop_context *ctx) {
     place(L, ctx, f);
   }
   coop__link_insert(&ctx->fibers, &f->link);
+  if (ctx->census) coop__note_started(L, f->co);
   return f;
 }
 
@@ -73,6 +74,7 @@ void coop__fiber_give(lua_State *L, int idx) {
   coop_context *ctx = getctx(L);
   fiber *f = lua_touserdata(L, idx);
   coop__link_remove(&f->link);
+  f->waits = false;
   if (iscollecting(L, ctx)) return; /* its own finaliser may be yet to come */
   if (!reusable(ctx, f)) return;
   lua_pushvalue(L, idx);

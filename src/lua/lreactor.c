@@ -126,8 +126,7 @@ bool coop__turn(lua_State *L, bool wait) {
   return left;
 }
 
-/* core.turn_once(wait): one turn of libuv's loop; false when nothing is left. */
-static int turn_once(lua_State *L) {
+int coop__turn_once(lua_State *L) {
   lua_pushboolean(L, coop__turn(L, lua_toboolean(L, 1)));
   return 1;
 }
@@ -162,32 +161,6 @@ static int report_error(lua_State *L) {
 
 static int unhandled_count(lua_State *L) {
   lua_pushinteger(L, getctx(L)->unhandled);
-  return 1;
-}
-
-void coop__pushplace(lua_State *L, lua_State *co, const char *what) {
-  lua_Debug ar;
-  for (int level = 0; lua_getstack(co, level, &ar); level++) {
-    lua_getinfo(co, "Sl", &ar);
-    if (*ar.what == 'C' || strncmp(ar.source, "=[coop", 6) == 0) continue;
-    lua_pushfstring(L, "%s:%d: %s waits here", ar.short_src, ar.currentline, what);
-    return;
-  }
-  lua_pushfstring(L, "%s waits in a C function", what);
-}
-
-/* core.waiting(): a list of texts, one for each coroutine that waits. */
-static int waiting(lua_State *L) {
-  coop_context *ctx = getctx(L);
-  lua_Integer n = 0;
-  lua_newtable(L);
-  for (coop_link *l = ctx->fibers.next; l != &ctx->fibers; l = l->next) {
-    fiber *f = coop_container(l, fiber, link);
-    if (!f->waits) continue;
-    coop__pushplace(L, f->co, "a coroutine");
-    lua_rawseti(L, 1, ++n);
-  }
-  n += coop__waiting_tasks(L, n);
   return 1;
 }
 
@@ -285,14 +258,13 @@ static int wait_readable(lua_State *L) {
 }
 
 static const luaL_Reg core_functions[] = {
-  {"turn_once", turn_once},
+  {"turn_once", coop__turn_once},
   {"set_running", set_running},
   {"looping", looping},
   {"inside", inside},
   {"wake", wake},
   {"report", report_error},
   {"unhandled_count", unhandled_count},
-  {"waiting", waiting},
   {"wait_readable", wait_readable},
   {NULL, NULL}
 };

@@ -16,11 +16,14 @@ enum { CALL_CLOCK = 1, CALL_FUNCTION, CALL_NUV = CALL_FUNCTION };
 
 enum { NARGS_MAX = 1000 };  /* a userdata has fewer than 2^16 user values */
 enum { TURNS_MAX = 10000 }; /* of one advance, without time moving */
+static const double QUIET = 0.01; /* seconds */
 
 typedef struct clock_object {
   object object;
   coop_timers timers;
-  double now;          /* of a virtual clock */
+  double now;          /* of a virtual clock, and of the reactor while it jumps */
+  double still;        /* while it jumps: since when nothing has happened */
+  bool jumps;          /* the reactor: time passes only when everything waits */
   double advanced;     /* by all advances that have ended */
   lua_Integer slots;   /* of CLOCK_CALLS, in use or free */
   lua_Integer free;    /* the first free one, or 0 */
@@ -56,7 +59,7 @@ static bool isreactor(const clock_object *c) {
 }
 
 static double now(const clock_object *c) {
-  return isreactor(c) ? coop__now() : c->now;
+  return isreactor(c) && !c->jumps ? coop__now() : c->now;
 }
 
 static call_object *call_of(coop_timer *t) {
@@ -65,12 +68,32 @@ static call_object *call_of(coop_timer *t) {
 
 /* --- arming ------------------------------------------------------------------------ */
 
+/* When the first call is to be looked at, while the time jumps to it, in seconds of
+   the real clock. What others do on the loop must have been quiet for a while. */
+static double jump_at(const coop_context *ctx, const clock_object *c) {
+  const coop_timer *first = coop__timers_first(&c->timers);
+  if (first && first->due <= c->now) return c->still; /* now */
+  return c->still + (coop__loop_alone(&ctx->loop) ? 0 : QUIET);
+}
+
+/* Jumps to the next call if everything waits for it: nothing has happened, no task
+   has a turn to come, no other thread works for the loop. */
+static void jump(coop_context *ctx, clock_object *c) {
+  double real = coop__now();
+  coop_timer *first = coop__timers_first(&c->timers);
+  bool waits = coop__link_alone(&ctx->active) && ctx->loop.holds == 0 &&
+               !ctx->posted && real >= jump_at(ctx, c);
+  c->still = real;
+  if (waits && first && first->due > c->now) c->now = first->due;
+}
+
 void coop__rearm(lua_State *L) {
   coop_context *ctx = getctx(L);
   if (ctx->turning) return; /* the turn does it at its end */
   coop_timer *first = coop__timers_first(ctx->timers);
+  clock_object *c = coop_container(ctx->timers, clock_object, timers);
   coop__loop_arm(&ctx->loop, !coop__link_alone(&ctx->active),
-                 first ? first->due : HUGE_VAL);
+                 !first ? HUGE_VAL : c->jumps ? jump_at(ctx, c) : first->due);
 }
 
 /* Holds the call at 'call' for the clock at 'clock'. [-0, +0, m] */
@@ -205,7 +228,8 @@ void coop__due(lua_State *L) {
   int at = lua_gettop(L);
   clock_object *c = lua_touserdata(L, at);
   uint64_t limit = c->timers.seq;
-  double t = coop__now();
+  if (c->jumps) jump(getctx(L), c);
+  double t = now(c);
   coop_timer *timer;
   while (!getctx(L)->interrupt.exiting &&
          (timer = coop__timers_expire(&c->timers, t, limit))) {
@@ -463,7 +487,7 @@ static int call_later(lua_State *L) {
 }
 
 static int seconds(lua_State *L) {
-  lua_pushnumber(L, coop__now());
+  lua_pushnumber(L, now(coop_container(getctx(L)->timers, clock_object, timers)));
   return 1;
 }
 
@@ -528,6 +552,28 @@ static const luaL_Reg call_meta[] = {
   {NULL, NULL}
 };
 
+/* core.jump(on): the reactor's time passes only when everything waits, to the next
+   call that is due; or as ever again, with the calls as far off as they are. */
+static int set_jump(lua_State *L) {
+  coop_context *ctx = getctx(L);
+  clock_object *c = coop_container(ctx->timers, clock_object, timers);
+  bool jumps = lua_toboolean(L, 1);
+  if (jumps == c->jumps) return 0;
+  double before = now(c), real = coop__now();
+  c->jumps = jumps;
+  c->now = ceil(real); /* sums of whole seconds are exact */
+  c->still = real;
+  for (size_t i = 1; i <= c->timers.count; i++)
+    c->timers.heap[i]->due += now(c) - before; /* they keep their order */
+  coop__rearm(L);
+  return 0;
+}
+
+static const luaL_Reg core_functions[] = {
+  {"jump", set_jump},
+  {NULL, NULL}
+};
+
 static const luaL_Reg functions[] = {
   {"Clock", clock_new},
   {"call_later", call_later},
@@ -540,6 +586,9 @@ void coop__open_time(lua_State *L) {
   coop__newtype(L, KIND_CALL, call_methods, call_meta);
   coop__newtype(L, KIND_CLOCK, clock_methods, clock_meta);
   coop__newtype(L, KIND_REACTOR, NULL, clock_meta);
+  lua_pushvalue(L, 2);
+  coop__setfuncs(L, core_functions);
+  lua_pop(L, 1);
   lua_getfield(L, 2, "methods");
   lua_newtable(L); /* core.methods.Reactor: more come from runtime.lua */
   coop__setfuncs(L, reactor_methods);

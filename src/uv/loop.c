@@ -155,6 +155,19 @@ void coop__loop_wake(coop_uv *loop) {
   if (loop->async) uv_async_send(loop->async);
 }
 
+static void count_active(uv_handle_t *h, void *n) {
+  if (uv_is_active(h) && uv_has_ref(h)) ++*(unsigned *)n;
+}
+
+bool coop__loop_alone(const coop_uv *loop) {
+  if (!loop->uv || loop->uv->active_reqs.count) return !loop->uv;
+  unsigned n = 0;
+  uv_walk(loop->uv, count_active, &n);
+  return n == (unsigned)uv_is_active((uv_handle_t *)loop->timer) +
+                  (unsigned)uv_is_active((uv_handle_t *)loop->idle) +
+                  (loop->holds > 0);
+}
+
 bool coop__loop_once(coop_uv *loop, bool wait) {
   loop->inside = true;
   bool left = uv_run(loop->uv, wait ? UV_RUN_ONCE : UV_RUN_NOWAIT) != 0;

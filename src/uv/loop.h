@@ -55,6 +55,9 @@ void coop__loop_release(coop_uv *loop);
 /* Makes the loop turn soon; from any thread, and from signal handlers. */
 void coop__loop_wake(coop_uv *loop);
 
+/* Is nothing else active on the loop, no handle and no request? */
+bool coop__loop_alone(const coop_uv *loop);
+
 /* One turn; waits for the next event when 'wait'. False when nothing is left. */
 bool coop__loop_once(coop_uv *loop, bool wait);
 
