@@ -7,14 +7,14 @@ local coop = require 'coop'
 
 local fetcher = {}
 
---- A function that fetches: `fetch(url)` returns a Deferred of what `options.get(url)` gives. At
---- most `at_once` are under way; one that fails is tried again after a pause, then after one that is
+--- A function that fetches: `fetch(url)` returns a Deferred of what `options.get(url)` gives. No more
+--- than `at_once` are under way; one that fails is tried again after a pause, then after one that is
 --- twice as long, `tries` times in all.
 function fetcher.new(options)
   local slots = coop.DeferredSemaphore(options.at_once)
 
   local function try(url)
-    local slot <close> = coop.await(slots:acquire())
+    local held <close> = coop.await(slots:acquire())
     return coop.await(options.get(url))
   end
 

@@ -313,8 +313,8 @@ local function tell(found, kind, text)
   found[#found + 1] = text
 end
 
--- Timers and tasks are told of and ended at once; sockets, coroutines and what coop itself has set a
--- timer for have a little time to end by themselves.
+-- Timers and tasks are told of and ended at once; sockets, coroutines and timers of coop's own have
+-- a little time to end by themselves.
 local function find_leaks(found)
   local told = {}
   local function tell_of(one)
