@@ -7,9 +7,9 @@ local coop = require 'coop'
 
 local fetcher = {}
 
---- A function that fetches: `fetch(url)` returns a Deferred of what `options.get(url)` gives. No more
---- than `at_once` are under way; one that fails is tried again after a pause, then after one that is
---- twice as long, `tries` times in all.
+--- A function that fetches: `fetch(url)` returns a Deferred of what `options.get(url)` gives. Not
+--- more than `at_once` are under way; one that fails is tried again after a pause, then after one
+--- that is twice as long, `tries` times in all.
 function fetcher.new(options)
   local slots = coop.DeferredSemaphore(options.at_once)
 
