@@ -21,12 +21,14 @@ void coop__task_init(coop_task *t, const coop_task_ops *ops) {
 
 void coop__sched_add(coop_sched *s, coop_task *t) {
   if (coop__task_runnable(t)) return;
+  coop__sched_take_back(s);
   coop__link_insert(&s->ring, &t->link);
   s->count++;
 }
 
 void coop__sched_remove(coop_sched *s, coop_task *t) {
   if (!coop__task_runnable(t)) return;
+  coop__sched_take_back(s);
   if (s->cursor == &t->link) {
     s->cursor = t->link.prev;
     s->left = 0;
@@ -48,6 +50,25 @@ static coop_task *advance(coop_sched *s) {
   return NULL;
 }
 
+bool coop__sched_again(coop_sched *s) {
+  if (s->left == 0) {
+    if (s->count != 1 || s->ring.next != &s->current->link) return false;
+    s->cursor = s->ring.next;
+    s->left = s->quantum;
+  }
+  s->left--;
+  return true;
+}
+
+void coop__sched_lend(coop_sched *s) {
+  s->lent = s->credit;
+  if (s->quantum > 1) {
+    if (s->lent > s->left) s->lent = s->left;
+    s->left -= s->lent;
+  }
+  s->credit -= s->lent;
+}
+
 /* One step; true when the task may go on with its quantum. */
 static bool step(coop_task *t, void *host) {
   int status = t->ops->step(t, host);
@@ -62,10 +83,13 @@ size_t coop__sched_tick(coop_sched *s, void *host, coop_over_fn over, void *ud) 
   s->ticking = true;
   while (!done && (s->current = advance(s))) {
     s->left--;
-    if (!step(s->current, host)) s->left = 0;
+    bool on = step(s->current, host);
+    if (s->lent > 0) coop__sched_take_back(s);
+    if (!on) s->left = 0;
     s->current = NULL; /* its step is over: 'over' may end it like any other */
     steps++;
-    done = over(ud);
+    if (s->credit > 0) s->credit--;
+    else done = over(ud);
   }
   s->ticking = false;
   return steps;

@@ -39,11 +39,14 @@ struct coop_sched {
   size_t count;      /* tasks in the ring */
   size_t quantum;    /* steps that a task takes in a row, at least 1 */
   size_t left;        /* of the quantum of the task at the cursor */
+  size_t credit;      /* steps to come that need not ask whether the tick is over */
+  size_t lent;        /* steps that the task being stepped may make by itself */
   coop_task *current; /* being stepped now, or NULL */
   bool ticking;
 };
 
-/* Asked after each step; true ends the tick. */
+/* Asked after each step that there is no credit for; may give credit. True ends the
+   tick. */
 typedef bool (*coop_over_fn)(void *ud);
 
 void coop__sched_init(coop_sched *s, size_t quantum);
@@ -60,9 +63,24 @@ void coop__sched_add(coop_sched *s, coop_task *t);
 /* Takes 't' out of the ring; harmless when it is not there. */
 void coop__sched_remove(coop_sched *s, coop_task *t);
 
+/* The task that is being stepped has made its step, inside its step function: has it
+   the next one, too? Then that has begun. */
+bool coop__sched_again(coop_sched *s);
+
+/* Lends it further ones, of which it has 's->lent' for itself as long as nobody joins
+   or leaves the ring: as many as there is credit for. */
+void coop__sched_lend(coop_sched *s);
+
+/* Steps that were lent and not made are had back, so that all is as if the others
+   had been made one by one. */
+static inline void coop__sched_take_back(coop_sched *s) {
+  if (s->quantum > 1) s->left += s->lent; /* else it was lent to one that is alone */
+  s->lent = 0;
+}
+
 /* Steps tasks in turn until 'over' says so or none is left. A step is never cut
-   short. Must not be called while the same scheduler ticks. Returns the number
-   of steps. */
+   short. Must not be called while the same scheduler ticks. Returns how often a
+   task had its turn for a step, or for several by coop__sched_again. */
 size_t coop__sched_tick(coop_sched *s, void *host, coop_over_fn over, void *ud);
 
 #endif

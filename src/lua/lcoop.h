@@ -35,6 +35,21 @@
 #define closethread(co, from) ((void)(from), lua_resetthread(co))
 #endif
 
+/* What is looked at by every yield is to be found without a call, also in a library
+   that is loaded late: glibc keeps room for that. */
+#if defined(__GLIBC__) && defined(__GNUC__)
+#define FAST_TLS __attribute__((tls_model("initial-exec")))
+#else
+#define FAST_TLS
+#endif
+
+/* For what a quick function does otherwise: inlined, it would make that one slow. */
+#if defined(__GNUC__)
+#define NEVER_INLINE __attribute__((noinline))
+#else
+#define NEVER_INLINE
+#endif
+
 /* How many runs of handlers and bodies may stand on one another on the C stack;
    what is started deeper waits its turn in a queue. Lua's own limit is 200 C
    levels, of which a run takes about four. */
@@ -95,7 +110,8 @@ enum {
   CTX_THREADS,    /* weak: thread -> address of its fiber, or false while a wait
                      passes through it: threads that scripts may not resume */
   CTX_PASSING,    /* threads that a wait is passing through, innermost first */
-  CTX_EMIT,       /* the table that yields of a batch store into */
+  CTX_YIELD,      /* coroutine.yield; its second upvalue is the table that yields of
+                     a task that accumulates are stored in */
   CTX_ACTIVE,     /* Cooperators with a tick to come: address -> Cooperator */
   CTX_REACTOR,    /* the reactor */
   CTX_COOPERATOR, /* the global Cooperator */
@@ -159,12 +175,6 @@ typedef struct coop_context {
   coop_link fibers;    /* all that have a body which has not ended */
   coop_link active;    /* Cooperators with a tick to come */
   coop_link watches;   /* descriptors that are to be readable (lreactor.c) */
-  struct {
-    lua_State *co;    /* whose yields are stored, or NULL */
-    lua_Integer n;    /* values in CTX_EMIT */
-    lua_Integer left; /* how many may be stored before it must switch */
-    uint64_t since;   /* coop__cycles when it began; it must switch in time, too */
-  } emit;
   struct {               /* of coop.flow (lflow.c) */
     lua_State *co;       /* the body of a stage that is stepped, the innermost */
     int depth;           /* how many of them are, in one another */
@@ -202,6 +212,11 @@ typedef struct coop_context {
     char message[128];
   } interrupt;
   double until;        /* end of the budget of coop_poll; else HUGE_VAL */
+  struct {          /* how fast the counter of coop__cycles goes */
+    double seconds; /* when it was looked at, */
+    uint64_t cycles; /* what it was then, */
+    double rate;    /* and what it has gone on by in a second, or 0 */
+  } pace;
   coop_uv loop;
   coop_posts *posts;       /* what other threads want to have called */
   coop_post_item *posted;  /* taken from it, to be called now */
@@ -793,6 +808,26 @@ void coop__task_stop(lua_State *L, int idx);
    and the Failure on top when its cleanup failed. [-0, +(0|1), m] */
 bool coop__task_cancel(lua_State *L, int idx);
 void coop__task_hold(lua_State *L, int idx, bool hold);
+/* The step that a tick of this thread makes, as far as yields must know. */
+typedef struct coop_stepping {
+  lua_State *co;     /* whose plain yields may return at once, or NULL */
+  coop_sched *sched; /* of the Cooperator that ticks, or NULL */
+  void *cooperator;
+  lua_Integer *n;    /* how many values are in the table that they are stored in, or
+                        NULL: they are not */
+  lua_Integer left;  /* of a batch: how many more it may have; else 0 */
+  const void *owner; /* the task whose table that is */
+} coop_stepping;
+extern _Thread_local coop_stepping coop__stepping FAST_TLS;
+/* Asked by a yield when there is no credit: must the coroutine that is being stepped
+   switch? [-0, +0, -] */
+bool coop__must_switch(void);
+/* The scheduler has something to see to when the step is over: no yield stays. */
+static inline void coop__attend(coop_sched *s) {
+  coop__stepping.co = NULL;
+  coop__sched_take_back(s);
+  s->credit = 0;
+}
 /* One tick of each Cooperator that has one to come. [-0, +0, m] */
 void coop__ticks(lua_State *L);
 

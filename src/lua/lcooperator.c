@@ -67,31 +67,41 @@ typedef struct cooperator {
   uint64_t seq;
   double slice;
   double until;       /* end of the slice under way */
-  uint64_t glanced;   /* the cycle counter when the clock was read last */
+  double poll;        /* when to ask for input */
+  uint64_t glanced;   /* the cycle counter when it was asked last whether it is over, */
+  uint64_t look;      /* and when the clock is to be read */
+  size_t stride;      /* steps from one such question to the next */
+  unsigned calm;      /* how often nothing took long in between */
   bool running, scheduled, scheduling, custom, predicate, stopped;
   bool over;          /* the slice under way is used up */
 } cooperator;
 
+/* What every step looks at comes first. */
 typedef struct task {
   object object;
   coop_task base;
-  cooperator *c;
   generator *g;       /* when that is its iterator */
   lua_State *co;      /* when its iterator is a thread */
+  cooperator *c;
+  uint16_t pauses;
+  uint8_t state, wait;
+  bool resumes;       /* TASK_WAIT is the outcome of what it awaited */
   uint64_t seq;       /* order of addition */
   lua_Integer slot;
   lua_Integer index;  /* the next element of a sequence */
   lua_Integer batch;  /* values a step; 0: it does not accumulate */
   lua_Integer n;      /* values so far */
-  uint16_t pauses;
-  uint8_t state, wait;
-  bool resumes;       /* TASK_WAIT is the outcome of what it awaited */
 } task;
 
 enum {
   STEP_EVENT = 100, /* a step that event() has to make */
   STEP_WANT         /* one for which there was no memory */
 };
+
+enum { STRIDE_MAX = 16 };  /* steps between two questions whether a slice is over */
+static const double POLL_EVERY = 0.001; /* seconds, for input during a slice */
+
+_Thread_local coop_stepping coop__stepping;
 
 static task *of(coop_task *base) { return coop_container(base, task, base); }
 
@@ -104,14 +114,59 @@ static int event(lua_State *L);
 
 /* --- steps -------------------------------------------------------------------------- */
 
-/* The first two are tail calls of lua_resume: a further frame between the ring and
+/* Is the next step its own, too, as far as can be known before this one? */
+static inline bool has_next(const coop_sched *s) {
+  return s->left > 0 || s->count == 1;
+}
+
+/* The first three are tail calls of lua_resume: a further frame between the ring and
    a coroutine costs more than all the rest. What died says so by ctx->signal. */
 static int step_generator(coop_task *base, void *host) {
   task *t = of(base);
   generator *g = t->g;
+  lua_State *co = g->co;
+  if (g->state != GENERATOR_READY || t->resumes || lua_status(co) != LUA_YIELD)
+    return STEP_EVENT;
+  coop__runs(g->ctx, co);
+  coop__stepping.co = has_next(&t->c->sched) ? co : NULL;
+  coop__stepping.n = NULL;
+  return lua_resume(co, host, 0, &base->nout);
+}
+
+/* The table that yields were stored in is let go of. */
+static void forget_yields(lua_State *L) {
+  coop__stepping.co = NULL;
+  if (!coop__stepping.owner) return;
+  coop__stepping.owner = NULL;
+  pushctx(L, CTX_YIELD);
+  lua_pushnil(L);
+  lua_setupvalue(L, -2, 2);
+  lua_pop(L, 1);
+}
+
+/* Yields of the coroutine are stored in the table of the task, which the RUN table
+   at 'run' holds. */
+static void store_yields(lua_State *L, int run, task *t) {
+  coop__stepping.n = &t->n;
+  coop__stepping.left = 0;
+  if (coop__stepping.owner == t) return;
+  pushctx(L, CTX_YIELD);
+  pushtask(L, run, t);
+  lua_getiuservalue(L, -1, TASK_VALUES);
+  lua_setupvalue(L, -3, 2);
+  lua_pop(L, 2);
+  coop__stepping.owner = t;
+}
+
+/* The same of one that accumulates. */
+static int step_collector(coop_task *base, void *host) {
+  task *t = of(base);
+  generator *g = t->g;
   if (g->state != GENERATOR_READY || t->resumes || lua_status(g->co) != LUA_YIELD)
     return STEP_EVENT;
-  coop__runs(t->c->ctx, g->co);
+  coop__runs(g->ctx, g->co);
+  coop__stepping.co = has_next(&t->c->sched) ? g->co : NULL;
+  if (coop__stepping.co) store_yields(host, t->c->base + 1, t);
   return lua_resume(g->co, host, 0, &base->nout);
 }
 
@@ -132,6 +187,9 @@ static int step_thread(coop_task *base, void *host) {
   lua_pop((lua_State *)host, 1);
   if (waits) return STEP_EVENT;
   coop__runs(t->c->ctx, t->co);
+  coop__stepping.co = has_next(&t->c->sched) ? t->co : NULL;
+  coop__stepping.n = NULL;
+  if (t->batch && coop__stepping.co) store_yields(host, t->c->base + 1, t);
   return lua_resume(t->co, host, 0, &base->nout);
 }
 
@@ -196,6 +254,7 @@ static bool settle(coop_task *base, int status, void *host) {
 }
 
 static const coop_task_ops ops_generator = {step_generator, settle};
+static const coop_task_ops ops_collector = {step_collector, settle};
 static const coop_task_ops ops_thread = {step_thread, settle};
 static const coop_task_ops ops_event = {step_event, settle};
 
@@ -289,15 +348,79 @@ static void unschedule(lua_State *L, int idx, cooperator *c) {
   if (!coop__pcall(L, 1, 0, 0)) coop__reporterror(L);
 }
 
-/* A slice ends early when a call is due: nobody waits for it to be used up. */
-static bool slice_over(cooperator *c) {
-  uint64_t t = coop__cycles();
-  if (c->over || t - c->glanced < GLANCE) return c->over;
-  c->glanced = t;
+/* The first look at the clock comes after this many cycles at the least. */
+enum { LOOK_MIN = 300 };
+
+/* How many cycles to let pass before the clock is read, when it shall be seen that
+   so many seconds have passed. */
+static uint64_t cycles_in(const coop_context *ctx, double seconds) {
+  double n = seconds * ctx->pace.rate;
+  return n > 0 && n < GLANCE ? n < LOOK_MIN ? LOOK_MIN : (uint64_t)n : GLANCE;
+}
+
+/* It is 'now', and the counter stands there. */
+static void note_pace(coop_context *ctx, double now, uint64_t cycles) {
+  double passed = now - ctx->pace.seconds;
+  if (passed < 0.001) return;
+  if (ctx->pace.seconds > 0)
+    ctx->pace.rate = (double)(cycles - ctx->pace.cycles) / passed;
+  ctx->pace.seconds = now;
+  ctx->pace.cycles = cycles;
+}
+
+static void begin_slice(cooperator *c) {
+  coop_context *ctx = c->ctx;
   double now = coop__now();
+  c->until = now + c->slice;
+  if (c->until > ctx->until) c->until = ctx->until;
+  c->poll = now + POLL_EVERY;
+  c->look = c->glanced = coop__cycles();
+  c->over = false;
+  note_pace(ctx, now, c->glanced);
+}
+
+/* A slice ends early when a call is due, or somebody has written to us: nobody waits
+   for it to be used up. */
+static void read_clock(cooperator *c, uint64_t cycles) {
   coop_timer *next = coop__timers_first(c->ctx->timers);
-  c->over = now >= c->until || (next && now >= next->due);
+  double now = coop__now(), end = c->until;
+  if (next && next->due < end) end = next->due;
+  c->over = now >= end;
+  if (!c->over && !c->custom && now >= c->poll) {
+    c->over = coop__loop_ready(&c->ctx->loop);
+    c->poll = now + POLL_EVERY;
+  }
+  c->look = cycles + cycles_in(c->ctx, end - now);
+}
+
+/* Steps are many, and quick: while that is so it is asked only now and then whether
+   the slice is over. After one that was not quick it is asked each time, for long. */
+static size_t stride(cooperator *c, uint64_t passed) {
+  if (passed >= GLANCE) {
+    c->stride = 1;
+    c->calm = 0;
+  } else if (passed >= GLANCE / 8) {
+    c->stride = (c->stride + 1) / 2;
+  } else if (c->stride < STRIDE_MAX && ++c->calm >= 64) {
+    c->stride *= 2;
+    c->calm = 0;
+  }
+  return c->stride;
+}
+
+static bool slice_over(cooperator *c) {
+  uint64_t cycles = coop__cycles();
+  c->sched.credit = stride(c, cycles - c->glanced) - 1;
+  c->glanced = cycles;
+  if (!c->over && (int64_t)(cycles - c->look) >= 0) read_clock(c, cycles);
   return c->over;
+}
+
+bool coop__must_switch(void) {
+  cooperator *c = coop__stepping.cooperator;
+  if (c->predicate) return coop__stepping.left == 0; /* it is asked after a batch only */
+  if (c->stale || c->stopping || !c->running || c->ctx->interrupt.exiting) return true;
+  return slice_over(c);
 }
 
 static bool predicate_over(cooperator *c) {
@@ -337,6 +460,7 @@ static void tick(lua_State *L, int idx, cooperator *c) {
   if (c->sched.count == 0) return;
   luaL_checkstack(L, 24, "tick");
   lua_State *outer = c->L;
+  coop_stepping stepping = coop__stepping;
   c->L = L;
   c->caller = running;
   c->base = lua_gettop(L) + 1;
@@ -355,11 +479,14 @@ static void tick(lua_State *L, int idx, cooperator *c) {
       c->predicate = false;
     }
   }
-  c->until = coop__now() + c->slice;
-  if (c->until > ctx->until) c->until = ctx->until;
-  c->glanced = coop__cycles();
-  c->over = false;
+  begin_slice(c);
+  c->sched.credit = 0;
+  coop__stepping = (coop_stepping){.sched = &c->sched, .cooperator = c};
   coop__sched_tick(&c->sched, L, over, c);
+  forget_yields(L);
+  coop__stepping = stepping;
+  coop__stepping.owner = NULL;
+  if (stepping.sched) coop__attend(stepping.sched); /* a tick within a step */
   coop__runs(ctx, running);
   ctx->depth = depth;
   c->L = outer;
@@ -432,6 +559,7 @@ static void leave_ring(lua_State *L, int idx, task *t) {
   int at = lua_gettop(L);
   if (c->sched.current == &t->base) {
     c->stale = t->slot;
+    coop__attend(&c->sched);
   } else {
     lua_getiuservalue(L, at, COOPERATOR_RUN);
     lua_pushboolean(L, 0);
@@ -623,8 +751,8 @@ static void finish(lua_State *L, int idx, task *t, task_state state, int failure
   stop_waiting(L, idx, t);
   leave_ring(L, idx, t);
   if (in_step) {
-    t->c->ctx->emit.left = 0; /* a batch goes on no further than its next yield */
     t->c->stale = t->slot;
+    coop__attend(&t->c->sched);
     lua_pushvalue(L, failure);
     lua_setiuservalue(L, idx, TASK_WAIT);
     return;
@@ -872,37 +1000,21 @@ static bool wait_shared(lua_State *L, int idx, task *t) {
 }
 
 /* The values of a batch are stored as they are yielded, without a switch, until
-   it is full or the slice is over. */
+   it is full or the slice is over. (event() has the RUN table at 2.) */
 static bool step_batch(lua_State *L, int idx, task *t) {
-  coop_context *ctx = getctx(L);
-  cooperator *c = t->c;
   lua_Integer end = t->n + t->batch;
   int nres;
   bool on = true;
-  lua_State *outer = ctx->emit.co; /* a tick within a batch of another Cooperator */
-  lua_Integer n = ctx->emit.n, left = ctx->emit.left;
-  pushctx(L, CTX_EMIT);
-  int values = lua_gettop(L);
   while (on && t->n < end) {
-    lua_State *co = thread_of(t);
     int nargs = pushinput(L, idx, t);
-    lua_getiuservalue(L, idx, TASK_VALUES);
-    lua_setiuservalue(L, CTX, CTX_EMIT);
-    ctx->emit.co = co;
-    ctx->emit.since = coop__cycles();
-    ctx->emit.n = t->n;
-    ctx->emit.left = end - t->n - 1 < 256 ? end - t->n - 1 : 256;
+    store_yields(L, 2, t);
+    coop__stepping.left = end - t->n;
+    coop__stepping.co = thread_of(t);
     int status = resume_on(L, t, nargs, &nres);
-    t->n = ctx->emit.n;
-    ctx->emit.co = NULL;
+    coop__stepping.co = NULL;
     on = resumed(L, idx, t, status, nres);
-    if (t->n < end && !c->predicate && slice_over(c)) break;
+    if (t->n < end && !t->c->predicate && slice_over(t->c)) break;
   }
-  lua_settop(L, values);
-  lua_setiuservalue(L, CTX, CTX_EMIT);
-  ctx->emit.co = outer;
-  ctx->emit.n = n;
-  ctx->emit.left = left;
   return on;
 }
 
@@ -1082,6 +1194,7 @@ static int event(lua_State *L) {
   lua_settop(L, 1);
   luaL_checkstack(L, 24, "step");
   lua_getiuservalue(L, lua_upvalueindex(2), COOPERATOR_RUN);
+  coop__stepping.co = NULL;
   if (!t) {
     c->sched.current = NULL; /* its step is over */
     if (c->stale) stale(L, c, 2);
@@ -1321,7 +1434,8 @@ static task *task_new(lua_State *L, int idx, int it, lua_Integer batch) {
   t->index = !t->g && lua_istable(L, it) && !coop__callable(L, it) ? 1 : 0;
   t->batch = batch;
   coop__task_init(&t->base, batch > 1 || (!t->g && !t->co) ? &ops_event
-                            : t->g ? &ops_generator : &ops_thread);
+                            : !t->g ? &ops_thread
+                            : batch ? &ops_collector : &ops_generator);
   lua_pushvalue(L, idx);
   lua_setiuservalue(L, at, TASK_COOPERATOR);
   lua_pushvalue(L, it);
@@ -1419,6 +1533,7 @@ static int cooperator_stop(lua_State *L) {
   c->running = false;
   c->stopped = true;
   c->stopping = c->seq;
+  coop__attend(&c->sched);
   unschedule(L, 1, c);
   if (!c->sched.current) stop_all(L, 1, c);
   return 0;
@@ -1484,6 +1599,7 @@ static cooperator *cooperator_make(lua_State *L) {
   coop__link_init(&c->active);
   c->ctx = getctx(L);
   c->slice = 0.01;
+  c->stride = 1;
   c->running = true;
   lua_pushvalue(L, CTX);
   lua_pushvalue(L, at);

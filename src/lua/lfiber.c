@@ -353,28 +353,60 @@ static bool isfiber(lua_State *L) {
 /* Can whoever resumes a coroutine that yielded a value of this type have reason to
    raise an error there? */
 static bool israisable(int type) {
-  return type != LUA_TNUMBER && type != LUA_TSTRING && type != LUA_TBOOLEAN;
+  return type > LUA_TSTRING;
 }
 
+/* A plain yield of the coroutine that a tick steps. When its next step comes next,
+   nothing can have happened in between, and nothing is switched. */
+static int stay(lua_State *L) {
+  coop_stepping *stepping = &coop__stepping;
+  coop_sched *s = stepping->sched;
+  if (s->lent > 0) {
+    s->lent--;
+    return 0;
+  }
+  if (s->credit > 0) s->credit--;
+  else if (coop__must_switch()) return lua_yield(L, 0);
+  bool stays = stepping->left > 0 ? --stepping->left > 0 : coop__sched_again(s);
+  if (stays && !stepping->n) coop__sched_lend(s);
+  return stays ? 0 : lua_yield(L, 0);
+}
+
+/* The same of a task that accumulates: the value is stored, and a switch carries
+   none. */
+static int store(lua_State *L) {
+  lua_Integer *count = coop__stepping.n;
+  lua_settop(L, 1);
+  /* only a power of two makes the table grow: that is done outside */
+  if ((*count & (*count - 1)) == 0) return lua_yield(L, 1);
+  lua_rawseti(L, lua_upvalueindex(2), ++*count);
+  return stay(L);
+}
+
+static NEVER_INLINE int yield_any(lua_State *L, int type) {
+  bool stage = type == LUA_TTABLE && coop__isstage(L, 1);
+  if (L == coop__stepping.co && type != LUA_TUSERDATA && !stage &&
+      lua_isyieldable(L)) {
+    if (!coop__stepping.n) return stay(L);
+    if (type > LUA_TNIL) return store(L);
+  }
+  if (stage && L != getctx(L)->flow.co && isfiber(L)) return coop__flow_yield(L);
+  int n = lua_gettop(L);
+  if (!israisable(type)) return lua_yield(L, n);
+  return lua_yieldk(L, n, -1, resumed);
+}
+
+/* Upvalue 2: see CTX_YIELD. */
 static int co_yield(lua_State *L) {
-  coop_context *ctx = getctx(L);
   int type = lua_type(L, 1);
-  if (type == LUA_TTABLE && coop__isstage(L, 1) && L != ctx->flow.co && isfiber(L))
-    return coop__flow_yield(L);
-  if (ctx->emit.co == L) {
-    /* a batch: the value is stored and nothing switches while there is room */
-    if (ctx->emit.left > 0 && coop__cycles() - ctx->emit.since < GLANCE &&
-        lua_gettop(L) == 1 && type != LUA_TUSERDATA && type != LUA_TNIL) {
-      pushctx(L, CTX_EMIT);
-      lua_insert(L, 1);
-      lua_rawseti(L, 1, ctx->emit.n + 1);
-      ctx->emit.n++;
-      ctx->emit.left--;
+  if (L == coop__stepping.co && type < LUA_TTABLE) {
+    coop_sched *s = coop__stepping.sched;
+    if (s->lent > 0 && lua_isyieldable(L)) {
+      s->lent--;
       return 0;
     }
   }
-  if (!israisable(type)) return lua_yield(L, lua_gettop(L));
-  return lua_yieldk(L, lua_gettop(L), -1, resumed);
+  return yield_any(L, type);
 }
 
 /* As in Lua; but a thread of coop's that a script has seen is not used again. */
@@ -637,8 +669,14 @@ void coop__open_fiber(lua_State *L) {
   lua_setiuservalue(L, CTX, CTX_FIBER_MSGH);
   lua_newtable(L);
   coop__setfuncs(L, library);
-  lua_getfield(L, -1, "yield");
+  lua_pushvalue(L, CTX);
+  lua_pushnil(L);
+  lua_pushcclosure(L, co_yield, 2); /* the same with its second upvalue */
+  lua_pushvalue(L, -1);
+  lua_setiuservalue(L, CTX, CTX_YIELD);
+  lua_pushvalue(L, -1);
   lua_setfield(L, 1, "yield");
+  lua_setfield(L, 3, "yield");
   lua_getfield(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
   if (lua_getfield(L, -1, LUA_COLIBNAME) == LUA_TTABLE) {
     lua_newtable(L); /* what was there before: 6 */

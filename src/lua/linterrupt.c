@@ -241,6 +241,7 @@ void coop__exit_in(lua_State *L, lua_State *co) {
 static int leave(lua_State *L) {
   coop_context *ctx = getctx(L);
   ctx->interrupt.exiting = true;
+  if (coop__stepping.sched) coop__attend(coop__stepping.sched);
   if (ctx->running == L && lua_isyieldable(L))
     return coop__signal(L, SIGNAL_EXIT, 0, 0);
   begin_exit(ctx);

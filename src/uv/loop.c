@@ -6,6 +6,7 @@
 ** a cached time; coop's calls have neither fault because they are not libuv's.
 */
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 
 #include "loop.h"
@@ -131,6 +132,12 @@ void coop__loop_arm(coop_uv *loop, bool work, double deadline) {
 static bool untold(const uv_loop_t *uv) {
   const void *queue = &uv->watcher_queue;
   return *(void *const *)queue != queue;
+}
+
+bool coop__loop_ready(const coop_uv *loop) {
+  if (!loop->uv) return false;
+  struct pollfd p = {.fd = uv_backend_fd(loop->uv), .events = POLLIN};
+  return untold(loop->uv) || poll(&p, 1, 0) > 0;
 }
 
 double coop__loop_timeout(const coop_uv *loop) {

@@ -47,6 +47,9 @@ void coop__loop_arm(coop_uv *loop, bool work, double deadline);
    not. */
 double coop__loop_timeout(const coop_uv *loop);
 
+/* Is there anything that a turn of the loop would tell of, or be told? */
+bool coop__loop_ready(const coop_uv *loop);
+
 /* The loop lives on while something that other threads do is under way: each hold
    is released once. */
 void coop__loop_hold(coop_uv *loop);

@@ -416,6 +416,32 @@ static void a_new_quantum_holds_from_the_next_turn_on(void **state) {
 
 /* --- what a step leaves to settle ----------------------------------------- */
 
+static int greedy_step(coop_task *task, void *host) {
+  fixture *f = host;
+  do fake_step(task, host);
+  while (f->sched.credit > 0 && f->sched.credit-- && coop__sched_again(&f->sched));
+  return COOP_STEP_MORE;
+}
+
+static void a_step_may_go_on_while_the_next_is_its_own_and_there_is_credit(void **state) {
+  static const coop_task_ops greedy = {greedy_step, fake_settle};
+  fixture *f = *state;
+  f->a->base.ops = &greedy;
+  f->sched.credit = 3;
+  add(f, f->a);
+  f->left = 1;
+  coop__sched_tick(&f->sched, f, over, f);
+  f->log[f->steps] = '\0';
+  assert_string_equal(f->log, "AAAA");
+  add(f, f->b);
+  f->sched.credit = 3;
+  f->steps = 0;
+  f->left = 1;
+  coop__sched_tick(&f->sched, f, over, f);
+  f->log[f->steps] = '\0';
+  assert_string_equal(f->log, "BAB");
+}
+
 static void a_plain_step_leaves_nothing_to_settle(void **state) {
   fixture *f = *state;
   add_first(f, 1);
@@ -532,11 +558,27 @@ static void draw_changes(lottery *l) {
   }
 }
 
+/* Does the task make its next step, too, without having left this one? */
+static bool goes_on(lottery *l) {
+  coop_sched *s = &l->f.sched;
+  if (s->lent > 0) {
+    s->lent--;
+    return true;
+  }
+  if (s->credit == 0) return false;
+  s->credit--;
+  if (!coop__sched_again(s)) return false;
+  if (draw(&l->seed, 2)) coop__sched_lend(s);
+  return true;
+}
+
 static int lottery_step(coop_task *task, void *host) {
   lottery *l = host;
   size_t who = (size_t)(coop_container(task, fake, base) - l->f.tasks);
-  assert_int_equal(who, model_next(&l->m));
-  draw_changes(l);
+  do {
+    assert_int_equal(who, model_next(&l->m));
+    if (draw(&l->seed, 2)) draw_changes(l);
+  } while (draw(&l->seed, 5) > 0 && goes_on(l));
   task->nout = (int)draw(&l->seed, 2);
   return (int)draw(&l->seed, 8) == 0 ? COOP_STEP_DONE : COOP_STEP_MORE;
 }
@@ -556,6 +598,7 @@ static bool lottery_settle(coop_task *task, int status, void *host) {
 
 static bool lottery_over(void *ud) {
   lottery *l = ud;
+  l->f.sched.credit = draw(&l->seed, 8);
   return l->ended = draw(&l->seed, 10) == 0;
 }
 
@@ -612,6 +655,7 @@ int main(void) {
     test(who_leaves_in_its_step_leaves_no_rest),
     test(who_else_leaves_takes_no_rest_away),
     test(a_new_quantum_holds_from_the_next_turn_on),
+    test(a_step_may_go_on_while_the_next_is_its_own_and_there_is_credit),
     test(a_plain_step_leaves_nothing_to_settle),
     test(values_are_settled),
     test(the_end_and_a_failure_are_settled),
