@@ -66,7 +66,9 @@ end
 
 local function put_class(entry)
   if entry.class:match '^[^.]*$' or #entry.text == 0 and #entry.fields == 0 then return end
-  put('#### %s\n', short(entry.shown):gsub('<', '\\<'))
+  local name = short(entry.shown)
+  if name:find '^%l' then name = entry.shown end
+  put('#### %s\n', name:gsub('<', '\\<'))
   put_text(entry.text)
   if entry.parent then put('It is a `%s`, too.\n', short(entry.parent)) end
   put_list(entry.fields)
