@@ -65,7 +65,7 @@ local function put_function(entry)
 end
 
 local function put_class(entry)
-  if entry.class:match '^[^.]*$' or #entry.text == 0 and #entry.fields == 0 then return end
+  if #entry.text == 0 and #entry.fields == 0 then return end
   local name = short(entry.shown)
   if name:find '^%l' then name = entry.shown end
   put('#### %s\n', name:gsub('<', '\\<'))

@@ -54,4 +54,12 @@ function testing.may_leave(...) end
 ---@return fun(...)
 function testing.async(f, timeout) end
 
+---Assertions for luassert, each with its negation (`assert.not_fired(d)`), which are there once
+---`coop.testing` has been loaded. None of them waits.
+---@class luassert
+---@field fired fun(d: coop.Deferred) it has a result
+---@field pending fun(d: coop.Deferred) it has none
+---@field failed_with fun(what: coop.Trap, d: coop.Deferred) it has failed with what matches
+---@field resolves_to fun(value: any, d: coop.Deferred) it has fired with an equal value
+
 return testing
