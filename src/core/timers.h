@@ -23,8 +23,14 @@ typedef struct coop_timer {
   size_t place; /* in the heap, from 1; 0 while it is in none */
 } coop_timer;
 
+/* A place of the heap: to compare two there is no need to look at the timers. */
+typedef struct coop_timer_place {
+  double due; /* the timer's */
+  coop_timer *timer;
+} coop_timer_place;
+
 typedef struct coop_timers {
-  coop_timer **heap; /* heap[1] is the first */
+  coop_timer_place *heap; /* heap[1] is the first */
   size_t count;
   size_t size;  /* slots that 'heap' has */
   uint64_t seq; /* the number that the next timer made gets */
@@ -48,9 +54,12 @@ void coop__timers_remove(coop_timers *ts, coop_timer *t);
    the same time keep the order in which they were made. */
 void coop__timers_move(coop_timers *ts, coop_timer *t, double due);
 
+/* All are due so much later; they keep their order. */
+void coop__timers_shift(coop_timers *ts, double by);
+
 /* The next one, or NULL. */
 static inline coop_timer *coop__timers_first(const coop_timers *ts) {
-  return ts->count ? ts->heap[1] : NULL;
+  return ts->count ? ts->heap[1].timer : NULL;
 }
 
 /* Takes out and returns the next timer due at 'now' that was made before number

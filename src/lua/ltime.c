@@ -151,7 +151,7 @@ static call_object *call_new(lua_State *L, int clock, double delay, int f,
     let_go(L, clock, c, k);
     luaL_error(L, "not enough memory");
   }
-  if (isreactor(c) && c->timers.heap[1] == &k->timer) coop__rearm(L);
+  if (isreactor(c) && coop__timers_first(&c->timers) == &k->timer) coop__rearm(L);
   return k;
 }
 
@@ -371,7 +371,7 @@ static int clock_get_delayed_calls(lua_State *L) {
   clock_object *c = checkclock(L, "get_delayed_calls");
   size_t n = c->timers.count;
   coop_timer **list = lua_newuserdatauv(L, n * sizeof *list + 1, 0);
-  if (n) memcpy(list, c->timers.heap + 1, n * sizeof *list);
+  for (size_t i = 0; i < n; i++) list[i] = c->timers.heap[i + 1].timer;
   qsort(list, n, sizeof *list, by_time);
   lua_getiuservalue(L, 1, CLOCK_CALLS);
   lua_createtable(L, (int)n, 0);
@@ -563,8 +563,7 @@ static int set_jump(lua_State *L) {
   c->jumps = jumps;
   c->now = ceil(real); /* sums of whole seconds are exact */
   c->still = real;
-  for (size_t i = 1; i <= c->timers.count; i++)
-    c->timers.heap[i]->due += now(c) - before; /* they keep their order */
+  coop__timers_shift(&c->timers, now(c) - before);
   coop__rearm(L);
   return 0;
 }
