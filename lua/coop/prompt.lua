@@ -10,8 +10,7 @@ core.prompt = prompt
 
 local editor  -- the C module while it has the terminal
 local line    -- the Deferred of the line being edited: a text, false at the end, nil when dropped
-local running -- the body of the expression that is evaluated
-local broken_off -- what was raised in it from outside
+local running -- the expression that is evaluated: its `body`, and what has broken it off
 local leaving -- os.exit was called
 local host    -- what only the command can tell
 
@@ -203,12 +202,21 @@ local function show(results, complain)
   if not ok then complain(core.text(err)) end
 end
 
--- Runs it as a body of its own, so that it can be interrupted alone.
+-- Runs it as a body of its own, so that it can be interrupted alone, and left to itself.
 local function evaluate(chunk, complain)
-  local results
-  running = coop.inline_callbacks(function() results = table.pack(chunk()) end)()
-  local ok = pcall(coop.await, running)
-  local failure = running.result
+  local results, failure
+  local this = { over = coop.Deferred() } -- fires with whether the body has ended
+  this.body = coop.inline_callbacks(function() results = table.pack(chunk()) end)()
+  running = this
+  core.observe(this.body, function(result)
+    failure = coop.type(result) == 'Failure' and result or nil
+    if running == this then
+      this.over:callback(true)
+    elseif failure and not leaving then
+      core.report(failure)
+    end
+  end)
+  local ended = coop.await(this.over)
   running = nil
   if leaving then return end
   if editor and core.interrupted() and host.signal() == INTERRUPT then
@@ -216,13 +224,14 @@ local function evaluate(chunk, complain)
     host.rearm()
     io.write '\n' -- behind the ^C that the terminal shows
   end
-  if ok then
+  if not ended then
+    complain 'it is left to itself'
+  elseif failure then
+    local known = this.broken_off ~= nil and failure.value == this.broken_off
+    complain(known and this.broken_off or core.traceback(failure))
+  else
     show(results, complain)
-  elseif coop.type(failure) == 'Failure' then
-    local known = broken_off ~= nil and failure.value == broken_off
-    complain(known and broken_off or core.traceback(failure))
   end
-  broken_off = nil
 end
 
 -- The whole ---------------------------------------------------------------------------------------
@@ -259,9 +268,17 @@ end
 --- The process is to end.
 function prompt.leave() leaving = true end
 
+-- Raises the message where the expression waits. One that goes on nevertheless is left to itself
+-- the next time.
 local function break_off(message)
-  broken_off = message
-  core.interrupt(running, message)
+  local this = running
+  local again = this.broken_off
+  this.broken_off = message
+  if again then
+    this.over:callback(false)
+  else
+    core.interrupt(this.body, message)
+  end
 end
 
 --- At Ctrl-C drops the line, or breaks the expression off. False when it was something else, or
@@ -284,9 +301,8 @@ end
 --- none.
 function prompt.stuck()
   if not editor or not running then return false end
-  local stuck = running
   break_off 'nothing is left that could wake what waits'
-  return running ~= stuck
+  return true
 end
 
 return prompt

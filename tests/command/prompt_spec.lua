@@ -204,6 +204,22 @@ describe('the prompt', function()
       t:expect_last '>'
     end)
 
+    it('leaves what goes on nevertheless to itself', function()
+      start()
+      t:enter 'x = 0'
+      t:enter 'function nap() if not pcall(coop.await, coop.sleep(0.02)) then print "caught" end end'
+      t:enter 'print "ready" while true do nap() x = x + 1 end'
+      t:expect 'ready'
+      t:press 'C-c'
+      t:expect 'caught'
+      t:press 'C-c'
+      t:expect 'coop: it is left to itself'
+      t:expect_last '>'
+      t:enter 'seen = x'
+      t:enter 'coop.await(coop.sleep(0.1)) print(x > seen)'
+      t:expect 'true'
+    end)
+
     it('breaks off what a timer does', function()
       start()
       t:enter 'coop.call_later(0, function() print "ready" while true do end end) and nil'
