@@ -207,7 +207,8 @@ describe('the prompt', function()
     it('leaves what goes on nevertheless to itself', function()
       start()
       t:enter 'x = 0'
-      t:enter 'function nap() if not pcall(coop.await, coop.sleep(0.02)) then print "caught" end end'
+      t:enter 'function wait() return pcall(coop.await, coop.sleep(0.02)) end'
+      t:enter 'function nap() if not wait() then print "caught" end end'
       t:enter 'print "ready" while true do nap() x = x + 1 end'
       t:expect 'ready'
       t:press 'C-c'
