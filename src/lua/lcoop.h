@@ -390,8 +390,12 @@ enum {
   D_GUARDED = 128,  /* a guard will report the failure */
   D_INDEXED = 512,  /* the table of more knows where each waiter stands */
   D_RELAY = 1024,   /* its canceller alone says what becomes of it */
-  D_CANCEL = 256    /* cancel it when its turn in the queue comes */
+  D_CANCEL = 256,   /* cancel it when its turn in the queue comes */
+  D_DEPTH = 2048    /* times the depth of the run that has it, at most DEPTH_MOST;
+                       0: the queue has it */
 };
+
+enum { DEPTH_MOST = 31 };
 
 typedef enum handler_kind {
   H_NONE,

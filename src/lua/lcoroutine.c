@@ -137,12 +137,19 @@ static void finish(struct run *r, body *b) {
 static void close_body(struct run *r, body *b) {
   b->state = BODY_RUNS;
   if (b->d.flags & D_FIRED) return;
+  if (!b->co) { /* it had ended: for want of memory there was no outcome */
+    b->state = BODY_ENDED;
+    coop__pushcancelled(r->L);
+    coop__body_settle(r->L, r->cur, &b->d);
+    return;
+  }
   if (close_fiber(r, b)) coop__pushcancelled(r->L);
   finish(r, b);
 }
 
 /* The body died, its cleanup has run: the error is its outcome. */
 static void died(struct run *r, body *b) {
+  b->state = BODY_ENDED;
   coop__fiber_error(r->L, b->co);
   coop__caught(r->L, true);
   finish(r, b);
@@ -333,7 +340,7 @@ void coop__body_resume(struct run *r) {
   lua_State *L = r->L;
   body *b = (body *)r->d;
   int nres;
-  if (isdying(b)) {
+  if (b->co && isdying(b)) {
     b->state = BODY_ENDED;
     return;
   }

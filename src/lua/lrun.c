@@ -66,9 +66,28 @@ static inline bool runnable(const deferred *d) {
          (isbody(d) && body_ready((const body *)d));
 }
 
+/* The run that is under way has the Deferred from now on. */
+static inline void occupy(const coop_context *ctx, deferred *d) {
+  int depth = ctx->depth < DEPTH_MOST ? ctx->depth : DEPTH_MOST;
+  d->flags = (uint16_t)(d->flags | D_BUSY | depth * D_DEPTH);
+}
+
+static inline void vacate(deferred *d) {
+  d->flags &= (uint16_t)~(D_BUSY | DEPTH_MOST * D_DEPTH);
+}
+
+/* Has a run the Deferred, or the queue? What a run had that an error has ended, for
+   want of memory, is free again. */
+static inline bool busy(const coop_context *ctx, deferred *d) {
+  if (!(d->flags & D_BUSY)) return false;
+  if (d->flags / D_DEPTH <= ctx->depth) return true;
+  vacate(d);
+  return false;
+}
+
 /* Leaves a Deferred that no run has any more. */
 static inline void rest(lua_State *L, int idx, deferred *d) {
-  d->flags &= (uint16_t)~D_BUSY;
+  vacate(d);
   if ((d->flags & (D_FIRED | D_FAILED | D_HANDLED | D_GUARDED | D_WAITING)) ==
       (D_FIRED | D_FAILED))
     coop__guard(L, idx, d);
@@ -94,13 +113,13 @@ static void fetch(lua_State *L, int cur, int slot, lua_Integer n) {
 
 /* Whoever is left below stays busy, so that what is added to it is queued. */
 void coop__enter(struct run *r, deferred *next) {
-  if (next->flags & D_BUSY) {
+  if (busy(r->ctx, next)) {
     lua_pop(r->L, 1);
   } else if (!runnable(next)) {
     rest(r->L, r->cur + 1, next);
     lua_pop(r->L, 1);
   } else {
-    next->flags |= D_BUSY;
+    occupy(r->ctx, next);
     if (r->cur < r->base + RUN_NEAR) {
       r->below[r->cur++ - r->base - 1] = r->d;
       r->d = next;
@@ -135,7 +154,8 @@ static void put_later(lua_State *L, coop_context *ctx, int idx, deferred *d) {
 
 void coop__cancel_later(lua_State *L, int idx) {
   deferred *d = lua_touserdata(L, idx);
-  if (!(d->flags & D_BUSY)) put_later(L, getctx(L), lua_absindex(L, idx), d);
+  coop_context *ctx = getctx(L);
+  if (!busy(ctx, d)) put_later(L, ctx, lua_absindex(L, idx), d);
   d->flags |= D_CANCEL;
 }
 
@@ -145,7 +165,7 @@ static deferred *take_later(lua_State *L, coop_context *ctx, int at) {
   if (ctx->later_first > ctx->later_last)
     ctx->later_first = 1, ctx->later_last = 0;
   deferred *d = lua_touserdata(L, at);
-  d->flags &= (uint16_t)~D_BUSY;
+  vacate(d);
   return d;
 }
 
@@ -328,8 +348,8 @@ void coop__run_top(lua_State *L, coop_context *ctx, deferred *d) {
   r.cur = cur;
   r.d = d;
   r.floor = ctx->work;
-  d->flags |= D_BUSY;
   ctx->depth++;
+  occupy(ctx, d);
   do {
     while (advance(&r)) continue;
     rest(L, r.cur, r.d);
@@ -350,7 +370,7 @@ void coop__run_now(lua_State *L, int idx) {
 }
 
 void coop__run_in(lua_State *L, coop_context *ctx, int idx, deferred *d) {
-  if (d->flags & D_BUSY) return;
+  if (busy(ctx, d)) return;
   if (!runnable(d)) rest(L, idx, d);
   else if (ctx->depth >= MAX_DEPTH) put_later(L, ctx, idx, d);
   else if (idx == lua_gettop(L)) coop__run_top(L, ctx, d);
@@ -362,11 +382,12 @@ void coop__run(lua_State *L, int idx) {
 }
 
 void coop__added(lua_State *L, int idx) {
+  coop_context *ctx = getctx(L);
   deferred *d = lua_touserdata(L, idx);
-  if (!(d->flags & D_BUSY) && runnable(d) && getctx(L)->depth < MAX_ADD_DEPTH)
+  if (!busy(ctx, d) && runnable(d) && ctx->depth < MAX_ADD_DEPTH)
     coop__run_now(L, idx);
   else
-    coop__run(L, idx);
+    coop__run_in(L, ctx, idx, d);
 }
 
 void coop__run_later(lua_State *L) {
@@ -401,7 +422,7 @@ static body *pushready(lua_State *L, int idx, const deferred *d) {
       !coop__pushwaiter(L, idx, d, false))
     return NULL;
   deferred *w = todeferred(L, -1);
-  body *b = w && !(w->flags & D_BUSY) && w->pauses == 0 ? tobody(w) : NULL;
+  body *b = w && !busy(getctx(L), w) && w->pauses == 0 ? tobody(w) : NULL;
   if (b && b->state == BODY_WAITS && !b->cancelled) return b;
   lua_pop(L, 1);
   return NULL;

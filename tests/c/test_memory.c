@@ -193,6 +193,61 @@ static void want_of_memory_is_told_by_every_function(void **state) {
   }
 }
 
+/* A Deferred with all that can hang on one, and 'go', which fires it. 'check' looks at
+   what that has left: who has fired and waits for nothing runs a handler at once. */
+static const char crowd[] =
+    "coop.on_unhandled(function() end)\n"
+    "local all, d = {}, coop.Deferred()\n"
+    "local function add(x) all[#all + 1] = x return x end\n"
+    "add(d)\n"
+    "local function wait(n)\n"
+    "  local v = coop.await(d)\n"
+    "  if n > 0 then add(coop.spawn(function() error {v} end)):add_errback(type) end\n"
+    "  if n > 1 then return coop.await(add(coop.spawn(wait, n - 2))) end\n"
+    "  return {v}\n"
+    "end\n"
+    "for n = 0, 3 do\n"
+    "  add(coop.spawn(wait, n)):add_callback(function(v) return {v} end)\n"
+    "  d:add_callback(function(v) return coop.succeed(v) end)\n"
+    "  d:add_both(function(v) d:add_callback(function(w) return w end, {}) error {v} end)\n"
+    "  d:add_errback(function(f) return f.value end)\n"
+    "  add(coop.Deferred()):add_callback(tostring)\n"
+    "  d:add_callback(function(v) all[#all]:callback(v) return v end)\n"
+    "end\n"
+    "d:chain_deferred(add(coop.Deferred()):add_callback(function() return coop.fail {} end))\n"
+    "function go() coop.maybe_deferred(d.callback, d, 1) end\n"
+    "function check()\n"
+    "  if not d.called then d:callback(1) end\n"
+    "  for i, x in ipairs(all) do\n"
+    "    local ran = false\n"
+    "    x:add_both(function() ran = true end)\n"
+    "    assert(ran or not x.called or tostring(x):find 'waiting', i)\n"
+    "  end\n"
+    "end";
+
+static void a_run_that_wants_memory_leaves_nothing_busy(void **state) {
+  purse p;
+  host h;
+  (void)state;
+  bool wanting = true;
+  for (long n = 0; wanting; n++) {
+    open_capped(&h, &p, 64 << 20);
+    script(&h, crowd);
+    lua_gc(h.L, LUA_GCSTOP);
+    lua_getglobal(h.L, "go");
+    p.left = n;
+    lua_pcall(h.L, 0, 0, 0);
+    wanting = p.left == 0;
+    p.left = -1;
+    lua_gc(h.L, LUA_GCRESTART);
+    lua_settop(h.L, 0);
+    script(&h, "check()");
+    coop_close(h.ctx);
+    lua_close(h.L);
+    assert_int_equal(p.used, 0);
+  }
+}
+
 /* --- what is the host's ------------------------------------------------------ */
 
 static const char busy[] =
@@ -264,6 +319,7 @@ int main(void) {
     cmocka_unit_test(what_a_connection_keeps_is_the_state_s),
     cmocka_unit_test(a_cap_holds_and_the_state_lives_on),
     cmocka_unit_test(want_of_memory_is_told_by_every_function),
+    test(a_run_that_wants_memory_leaves_nothing_busy),
     cmocka_unit_test(signals_locale_and_streams_are_left_alone),
     cmocka_unit_test(a_second_copy_leaves_the_first_alone),
   };
