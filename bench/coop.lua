@@ -79,6 +79,7 @@ end
 --- What the loop is to fire in its next turn, and what in the one after that.
 workload['await-fired'] = function(total, coroutines)
   local deferreds, values, queued = {}, {}, 0
+  local fired, given = {}, {} -- those of the last turn, used again
   local body = coop.coroutine(function(n)
     local Deferred = coop.Deferred
     for i = 1, n do
@@ -91,9 +92,9 @@ workload['await-fired'] = function(total, coroutines)
   local start = os.clock()
   for _ = 1, coroutines do body(total // coroutines) end
   coop.cooperate(function()
-    local ds, vs, n = deferreds, values, queued
-    deferreds, values, queued = {}, {}, 0
-    for i = 1, n do ds[i]:callback(vs[i]) end
+    local n = queued
+    deferreds, values, fired, given, queued = fired, given, deferreds, values, 0
+    for i = 1, n do fired[i]:callback(given[i]) end
     return queued > 0 or nil
   end):when_done():add_callback(function() report_each(start, total, 'ns/await') end)
 end

@@ -43,8 +43,9 @@ static void wait_for(lua_State *L, int cur, deferred *d) {
 
 /* Takes what a handler or body left on top as the result. [-1, +0, m] */
 static void take_outcome(lua_State *L, int cur, deferred *d) {
-  if (todeferred(L, -1)) wait_for(L, cur, d);
-  else coop__set_result(L, cur, d);
+  const object *o = toobject(L, -1);
+  if (o && kindof(o) <= KIND_INLINE) wait_for(L, cur, d);
+  else coop__take_result(L, cur, d, o && kindof(o) == KIND_FAILURE);
 }
 
 void coop__body_settle(lua_State *L, int cur, deferred *d) {
