@@ -99,6 +99,52 @@ workload['await-fired'] = function(total, coroutines)
   end):when_done():add_callback(function() report_each(start, total, 'ns/await') end)
 end
 
+--- Deferreds that hand their result on to the next, from the first.
+function workload.chain(total)
+  local rounds = math.max(1, 1000000 // total)
+  local start = os.clock()
+  for _ = 1, rounds do
+    local first = coop.Deferred()
+    local last = first
+    for _ = 2, total do
+      local d = coop.Deferred()
+      last:chain_deferred(d)
+      last = d
+    end
+    first:callback(1)
+    assert(last.called)
+  end
+  report_each(start, rounds * total, 'ns/Deferred')
+end
+
+--- Deferreds that each wait for the next, which a handler returned; the last has the result.
+function workload.nest(total)
+  local rounds = math.max(1, 1000000 // total)
+  local start = os.clock()
+  for _ = 1, rounds do
+    local ds = {}
+    for i = 1, total do
+      ds[i] = coop.Deferred():add_callback(function() return ds[i + 1] or 1 end)
+    end
+    for i = 1, total do ds[i]:callback() end
+    assert(ds[1].result == 1)
+  end
+  report_each(start, rounds * total, 'ns/Deferred')
+end
+
+function workload.handlers(total)
+  local rounds = math.max(1, 1000000 // total)
+  local function increment(v) return v + 1 end
+  local start = os.clock()
+  for _ = 1, rounds do
+    local d = coop.Deferred()
+    for _ = 1, total do d:add_callback(increment) end
+    d:callback(0)
+    assert(d.result == total)
+  end
+  report_each(start, rounds * total, 'ns/handler')
+end
+
 function workload.spawn(total)
   local spawn = coop.spawn
   local function body(v) return v end

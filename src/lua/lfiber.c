@@ -374,9 +374,9 @@ static int stay(lua_State *L) {
 
 /* The same of a task that accumulates: the value is stored, and a switch carries
    none. */
-static int store(lua_State *L) {
+static NEVER_INLINE int store(lua_State *L) {
   lua_Integer *count = coop__stepping.n;
-  lua_settop(L, 1);
+  if (lua_gettop(L) > 1) lua_settop(L, 1);
   /* only a power of two makes the table grow: that is done outside */
   if ((*count & (*count - 1)) == 0) return lua_yield(L, 1);
   lua_rawseti(L, lua_upvalueindex(2), ++*count);
@@ -399,12 +399,13 @@ static NEVER_INLINE int yield_any(lua_State *L, int type) {
 /* Upvalue 2: see CTX_YIELD. */
 static int co_yield(lua_State *L) {
   int type = lua_type(L, 1);
-  if (L == coop__stepping.co && type < LUA_TTABLE) {
+  if (L == coop__stepping.co && type < LUA_TTABLE && lua_isyieldable(L)) {
     coop_sched *s = coop__stepping.sched;
-    if (s->lent > 0 && lua_isyieldable(L)) {
+    if (s->lent > 0) {
       s->lent--;
       return 0;
     }
+    if (coop__stepping.n && type > LUA_TNIL) return store(L);
   }
   return yield_any(L, type);
 }
