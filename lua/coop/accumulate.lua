@@ -144,3 +144,12 @@ function coop.parallel(limit, iterator, f, ...)
   end)
   return work.done
 end
+
+--- Shows how far something has come. The part that does is read when somebody wants it.
+---@param total? integer
+---@param label? string
+---@return coop.Progress
+function coop.progress(total, label)
+  if not core.new_progress then core.load_part 'progress' end
+  return core.new_progress(total, label)
+end

@@ -125,6 +125,14 @@ local function run_script(args)
   return chunk(table.unpack(args))
 end
 
+local prompt -- once lines are read
+
+local function interact(host)
+  if not prompt then core.load_part 'prompt' end
+  prompt = core.prompt
+  prompt.interact(complain, host)
+end
+
 local function main_of(options, argv, host)
   local args = set_arg(argv, options.script)
   return function()
@@ -136,12 +144,12 @@ local function main_of(options, argv, host)
     elseif not options.i and not options.v and not options.e then
       if host.terminal then
         print(host.version)
-        core.prompt.interact(complain, host)
+        interact(host)
       else
         run_script({ [0] = '-' })
       end
     end
-    if options.i then core.prompt.interact(complain, host) end
+    if options.i then interact(host) end
   end
 end
 
@@ -169,12 +177,13 @@ local function run(body, host)
   core.start_up()
   core.start(body)
   local function over()
-    if core.interrupted() and core.prompt.interrupt() then return false end
+    if prompt and core.interrupted() and prompt.interrupt() then return false end
     return exit_status or core.stop_asked() or core.interrupted()
       or outcome and coop.type(outcome[1]) == 'Failure'
   end
-  repeat local over_now = core.turn_main(body, over) until over_now or not core.prompt.stuck()
-  core.prompt.close()
+  local function stuck() return not core.turn_main(body, over) and prompt and prompt.stuck() end
+  while stuck() do end
+  if prompt then prompt.close() end
   if core.interrupted() and not outcome then core.interrupt(body, core.interrupted()) end
   local status = exit_status or signal_status(host)
   core.clear_interrupt()
@@ -205,7 +214,7 @@ return function(argv, host)
     local n = math.tointeger(tonumber(status))
     if not n then core.check('exit', 1, 'integer or boolean', status) end
     exit_status = exit_status or n & 0xff
-    core.prompt.leave()
+    if prompt then prompt.leave() end
     core.leave()
   end
   local status = run(core.main(main_of(options, argv, host)), host)

@@ -190,7 +190,7 @@ local new_progress = core.class('Progress', Progress, {
 ---@param total? integer
 ---@param label? string
 ---@return coop.Progress
-function coop.progress(total, label)
+function core.new_progress(total, label)
   if total ~= nil then
     local exact = type(total) == 'number' and math.tointeger(total)
     if not exact or exact < 1 then core.check('progress', 1, 'integer of at least 1', total) end
@@ -220,15 +220,4 @@ function core.follow(self, values, d)
     end
     return result
   end)
-end
-
---- core.progress_of(fname, n, options): the Progress that options name, or nil.
-function core.progress_of(fname, n, options)
-  if options == nil then return nil end
-  if type(options) ~= 'table' or coop.type(options) then core.check(fname, n, 'table', options) end
-  local progress = options.progress
-  if progress ~= nil and coop.type(progress) ~= 'Progress' then
-    core.check(fname, n, 'table with a Progress as progress', progress)
-  end
-  return progress
 end

@@ -1720,19 +1720,27 @@ static int coiterate(lua_State *L) {
   return coiterate_with(L, 3, 1, d);
 }
 
+/* Is it a table of options rather than a Cooperator? [-0, +0, m] */
+static bool has_progress(lua_State *L, int idx) {
+  if (!lua_istable(L, idx)) return false;
+  lua_pushliteral(L, "progress");
+  bool has = lua_rawget(L, idx) != LUA_TNIL;
+  lua_pop(L, 1);
+  return has;
+}
+
 /* Pushes the Progress that the options at 'idx' name, or nil. [-0, +1, v] */
 static void push_progress(lua_State *L, const char *fname, int idx, int arg) {
   if (lua_isnil(L, idx)) {
     lua_pushnil(L);
     return;
   }
-  pushctx(L, CTX_CORE);
-  lua_getfield(L, -1, "progress_of");
-  lua_remove(L, -2);
-  lua_pushstring(L, fname);
-  lua_pushinteger(L, arg);
-  lua_pushvalue(L, idx);
-  lua_call(L, 3, 1);
+  if (!lua_istable(L, idx)) coop__typeerror(L, fname, arg, idx, "table");
+  lua_pushliteral(L, "progress");
+  if (lua_rawget(L, idx) == LUA_TNIL) return;
+  const char *name = coop__typename(L, -1);
+  if (!name || strcmp(name, "Progress") != 0)
+    coop__typeerror(L, fname, arg, -1, "table with a Progress as progress");
 }
 
 /* The Progress at 'p' counts the values of the task behind its Deferred at 'd'. */
@@ -1753,7 +1761,7 @@ static int accumulate_with(lua_State *L, const char *fname, int it, int arg,
   coop__checkiterator(L, it, fname, arg);
   int c = it + 1, options = it + 2;
   lua_settop(L, options);
-  if (lua_istable(L, c) && lua_isnil(L, options)) { /* they stand in its place */
+  if (lua_isnil(L, options) && has_progress(L, c)) { /* they stand in its place */
     lua_rotate(L, c, 1);
     arg--;
   }

@@ -291,6 +291,17 @@ static void runpart(lua_State *L, const char *name) {
   lua_call(L, 2, 0);
 }
 
+/* core.load_part(name): runs an internal part that few programs want. */
+static int load_part(lua_State *L) {
+  const char *name = luaL_checkstring(L, 1);
+  lua_settop(L, 1);
+  pushctx(L, CTX_MODULE);
+  pushctx(L, CTX_CORE);
+  lua_rotate(L, 1, -1); /* the name stays, behind them */
+  runpart(L, name);
+  return 0;
+}
+
 /* The loader of a public part ("coop.flow") for require: it gets the core too. */
 static int public_loader(lua_State *L) {
   loadpart(L, lua_tostring(L, lua_upvalueindex(2)));
@@ -301,14 +312,14 @@ static int public_loader(lua_State *L) {
 }
 
 static const char *const internal_parts[] = {"iterator", "timing", "aggregate",
-                                             "sync", "accumulate", "progress",
-                                             "census", "runtime", NULL};
+                                             "sync", "accumulate", "census",
+                                             "runtime", NULL};
 
 static bool is_internal(const char *name) {
   for (int i = 0; internal_parts[i]; i++)
     if (!strcmp(internal_parts[i], name)) return true;
   return !strcmp(name, "errors") || !strcmp(name, "command") ||
-         !strcmp(name, "prompt") ||
+         !strcmp(name, "prompt") || !strcmp(name, "progress") ||
          !strncmp(name, "worker", 6);
 }
 
@@ -405,6 +416,9 @@ static int fill(lua_State *L) {
   pushctx(L, CTX_MODULE); /* 1 */
   pushctx(L, CTX_CORE);   /* 2 */
   coop__setfuncs(L, core_functions);
+  lua_pushvalue(L, CTX);
+  lua_pushcclosure(L, load_part, 1);
+  lua_setfield(L, 2, "load_part");
   lua_newtable(L);
   lua_setfield(L, 2, "methods");
   lua_pushvalue(L, CTX);
@@ -490,10 +504,6 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
 }
 
 static int push_command(lua_State *L) {
-  lua_settop(L, 0);
-  pushctx(L, CTX_MODULE);
-  pushctx(L, CTX_CORE);
-  runpart(L, "prompt");
   loadpart(L, "command");
   pushctx(L, CTX_MODULE);
   pushctx(L, CTX_CORE);

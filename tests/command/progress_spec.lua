@@ -64,6 +64,18 @@ load: 100% (8 of 8)
       assert.matches('flow: 100%% %(4 of 4%)\n$', err)
     end)
 
+    it('is the same for who kept the function before', function()
+      local err, out = lines_of [[
+        local progress = coop.progress
+        local p, q = progress(1, 'p'), progress(1, 'q')
+        coop.await(coop.accumulate({ 1 }, { progress = p }))
+        q:advance()
+        print(coop.progress == progress, coop.type(p), coop.type(q))
+      ]]
+      assert.equal('true\tProgress\tProgress\n', out)
+      assert.equal('p: 100% (1 of 1)\nq: 100% (1 of 1)\n', err)
+    end)
+
     it('keeps nothing alive', function()
       assert.equal('', (lines_of "coop.progress(10, 'never') print 'end'"))
     end)
@@ -150,6 +162,7 @@ load: 100% (8 of 8)
         function() coop.progress(1).advance() end,
         function() coop.progress(1).finish(1) end,
         function() coop.accumulate({}, { progress = 1 }) end,
+        function() coop.accumulate({}, {}) end,
         function() coop.accumulate({}, nil, 1) end,
         function() coop.batch_accumulate(1, {}, coop.cooperator, coop.sleep(0)) end,
       } do
@@ -165,6 +178,7 @@ bad argument #1 to 'advance' (integer of at least 0 expected, got -1)
 bad self (Progress expected, got nil)
 bad self (Progress expected, got number)
 bad argument #2 to 'accumulate' (table with a Progress as progress expected, got number)
+bad argument #2 to 'accumulate' (Cooperator expected, got table)
 bad argument #3 to 'accumulate' (table expected, got number)
 bad argument #4 to 'batch_accumulate' (table expected, got Deferred)
 ]], out)
