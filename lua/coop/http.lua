@@ -297,6 +297,7 @@ local function request_problem(options)
     return 'the url contains a control character or a space, or is empty'
   end
   if method and not native.istoken(method) then return 'the method contains what no method may' end
+  if method == 'HEAD' and options.body then return 'a HEAD has no body' end
   for name, value in pairs(options.headers or {}) do
     local problem = header_problem(name, value)
     if problem then return problem end
@@ -394,7 +395,8 @@ end
 local function make_request(peer, method, target, minor, headers, body)
   local path, text = target, ''
   if not target:find '^/[^?%%]*$' then -- what it mostly is
-    local from = target:match '^%a[%w+.-]*://[^/?]*()'
+    local authority, from = target:match '^%a[%w+.-]*://([^/?]*)()'
+    if authority then headers.host = authority:match '[^@]*$' end -- whatever the header says
     path, text = (from and target:sub(from) or target):match '^([^?]*)%??(.*)$'
     path = from and path == '' and '/' or unescape(path)
   end
@@ -566,7 +568,7 @@ local function make_head(self, size)
     return nil, ('Content-Length is %d, the body has %d bytes'):format(length, size)
   end
   self._left = length
-  if status ~= 304 then length = length or size end
+  if status ~= 304 and not (size == 0 and self._method == 'HEAD') then length = length or size end
   frame(self, lines, length)
   lines[#lines + 1] = '\r\n'
   self._sent = true

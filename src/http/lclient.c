@@ -168,11 +168,15 @@ static long status_of(transfer *t) {
   return status;
 }
 
+/* An empty one is none, and not followed. */
 static bool has_location(const buffer *head) {
   static const char name[] = "\nlocation:";
   const size_t n = sizeof name - 1;
-  for (size_t i = 0; i + n <= head->size; i++)
-    if (curl_strnequal(head->data + i, name, n)) return true;
+  for (size_t i = 0; i + n < head->size; i++) {
+    if (!curl_strnequal(head->data + i, name, n)) continue;
+    for (i += n; i < head->size && strchr(" \t", head->data[i]); i++) continue;
+    return i < head->size && !strchr("\r\n", head->data[i]);
+  }
   return false;
 }
 
@@ -183,6 +187,12 @@ static bool another_follows(transfer *t) {
   return t->follows && status >= 300 && status < 400 && has_location(&t->head);
 }
 
+/* What 303 leads to is for GET or HEAD: a method that libcurl was told by name, it
+   would keep. */
+static void see_other(transfer *t) {
+  if (status_of(t) == 303) curl_easy_setopt(t->easy, CURLOPT_CUSTOMREQUEST, NULL);
+}
+
 static size_t on_header(char *s, size_t one, size_t n, void *ud) {
   transfer *t = ud;
   (void)one;
@@ -190,7 +200,10 @@ static size_t on_header(char *s, size_t one, size_t n, void *ud) {
   if (n >= 5 && memcmp(s, "HTTP/", 5) == 0) t->head.size = 0;
   if (t->head.size + n > HEAD_MAX || !buffer_add(&t->head, s, n)) return 0;
   if ((n == 2 && s[0] == '\r') || n == 1) {
-    if (another_follows(t)) return n;
+    if (another_follows(t)) {
+      see_other(t);
+      return n;
+    }
     t->has_head = true;
     if (t->stream) mark(t);
   }
@@ -374,9 +387,12 @@ static CURLcode set_method(lua_State *L, transfer *t) {
     SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);
     SET(CURLOPT_POSTFIELDS, body);
   }
-  if (strcmp(method, has_body ? "POST" : "GET") != 0 &&
-      strcmp(method, "POST") != 0 && strcmp(method, "HEAD") != 0)
-    SET(CURLOPT_CUSTOMREQUEST, method);
+  if (strcmp(method, has_body ? "POST" : "GET") == 0 ||
+      strcmp(method, "POST") == 0 || strcmp(method, "HEAD") == 0)
+    return code;
+  SET(CURLOPT_CUSTOMREQUEST, method);
+  /* Only a POST becomes a GET by 301 and 302: others keep their bodies. */
+  SET(CURLOPT_POSTREDIR, (long)(CURL_REDIR_POST_301 | CURL_REDIR_POST_302));
   return code;
 }
 

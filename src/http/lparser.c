@@ -7,7 +7,9 @@
 ** and raise nothing; Lua values are made when it has returned.
 **
 ** llhttp is strict about the framing of messages. What it leaves open is decided
-** here: nothing is accepted that another server might read in another way.
+** here: nothing is accepted that another server might read in another way. So the
+** bytes of a head, and of the trailer behind a chunked body, are looked at before
+** llhttp gets them, and a request line is given to it when it is complete.
 */
 #include <ctype.h>
 #include <llhttp.h>
@@ -19,6 +21,9 @@ typedef struct span {
 } span;
 
 enum { HEADERS_MAX = 256, HEADERS_FEW = 8 };
+
+/* Where in a head the bytes are that are looked at. */
+typedef enum part { IN_METHOD, IN_TARGET, IN_VERSION, IN_FIELDS } part;
 
 typedef struct header {
   span name, value;
@@ -36,9 +41,13 @@ typedef struct parser {
   int status;         /* of the error that ends the connection, or 0 */
   const char *reason;
   size_t max_line, max_head, max_body;
-  size_t head_seen, trailer_seen; /* bytes so far */
-  char last[2];       /* the bytes of the head before 'from', newest first */
+  size_t checked;     /* bytes behind 'from' that were looked at already */
+  size_t head_seen;   /* bytes of the head or trailer that were looked at */
+  part part;          /* of the next of them ... */
+  size_t part_seen;   /* ... and how many of that part came before */
+  char last[2];       /* those before, newest first */
   bool in_head;       /* between messages too */
+  bool in_trailer;
   bool begun;         /* something of a message is here */
   bool expects;       /* 100-continue, not answered yet */
   bool complete;
@@ -70,7 +79,7 @@ static int add_text(parser *p, span *s, const char *at, size_t n) {
 
 static int on_begin(llhttp_t *http) {
   parser *p = of(http);
-  p->text.size = p->body.size = p->trailer_seen = 0;
+  p->text.size = p->body.size = 0;
   p->target = (span){0};
   p->count = 0;
   p->value_begun = false;
@@ -81,14 +90,7 @@ static int on_begin(llhttp_t *http) {
 
 static int on_url(llhttp_t *http, const char *at, size_t n) {
   parser *p = of(http);
-  if (p->target.size + n > p->max_line) return refuse(p, 414, "target too long");
   return add_text(p, &p->target, at, n);
-}
-
-/* Trailers are not kept. */
-static int skip_trailer(parser *p, size_t n) {
-  p->trailer_seen += n;
-  return p->trailer_seen > p->max_head ? refuse(p, 431, "trailer too large") : 0;
 }
 
 /* Room for one more header; false without memory. */
@@ -104,7 +106,7 @@ static bool make_room(parser *p) {
 
 static int on_name(llhttp_t *http, const char *at, size_t n) {
   parser *p = of(http);
-  if (!p->in_head) return skip_trailer(p, n);
+  if (!p->in_head) return 0; /* trailers are not kept */
   if (p->count == 0 || p->value_begun) {
     if (p->count == HEADERS_MAX) return refuse(p, 431, "too many headers");
     if (!make_room(p)) return refuse(p, 503, "out of memory");
@@ -116,7 +118,7 @@ static int on_name(llhttp_t *http, const char *at, size_t n) {
 
 static int on_value(llhttp_t *http, const char *at, size_t n) {
   parser *p = of(http);
-  if (!p->in_head) return skip_trailer(p, n);
+  if (!p->in_head) return 0;
   p->value_begun = true;
   return add_text(p, &p->headers[p->count - 1].value, at, n);
 }
@@ -163,12 +165,17 @@ bool coop_http_istext(const char *s, size_t n) {
   return true;
 }
 
-static int check_target(parser *p) {
-  const char *s = p->text.data + p->target.at;
-  for (size_t i = 0; i < p->target.size; i++)
-    if ((unsigned char)s[i] <= 32 || s[i] == 127)
-      return refuse(p, 400, "malformed target");
-  return 0;
+/* A name or address, and perhaps a port; it may be empty. */
+static bool is_host(const parser *p, int i) {
+  span v = p->headers[i].value;
+  for (size_t k = 0; k < v.size; k++) {
+    unsigned char c = (unsigned char)p->text.data[v.at + k];
+    bool blank = c == ' ' || c == '\t';
+    while (blank && k < v.size && strchr(" \t", p->text.data[v.at + k])) k++;
+    if (blank) return k == v.size;
+    if (!isalnum(c) && (c == 0 || c > 126 || !strchr("-._~!$&'()*+,;=%:[]", c))) return false;
+  }
+  return true;
 }
 
 /* The head as a whole: what decides where the message ends must be beyond doubt. */
@@ -181,7 +188,8 @@ static int check_head(parser *p) {
     if (!coop_http_istoken(p->text.data + p->headers[i].name.at, p->headers[i].name.size) ||
         !coop_http_istext(p->text.data + p->headers[i].value.at, p->headers[i].value.size))
       return refuse(p, 400, "malformed header");
-    if (named(p, i, "host")) hosts++;
+    if (named(p, i, "host") && (++hosts > 1 || !is_host(p, i)))
+      return refuse(p, 400, "one Host header expected");
     if (named(p, i, "content-length")) lengths++;
     if (named(p, i, "expect")) {
       if (!value_is(p, i, "100-continue")) return refuse(p, 417, "expectation failed");
@@ -192,11 +200,14 @@ static int check_head(parser *p) {
     if (!value_is(p, i, "chunked")) return refuse(p, 501, "coding not supported");
   }
   if (h->method == HTTP_CONNECT) return refuse(p, 501, "no proxy");
-  if (hosts > 1 || (hosts == 0 && h->http_minor == 1))
+  if (hosts == 0 && h->http_minor == 1)
     return refuse(p, 400, "one Host header expected");
   if (lengths + codings > 1 || (codings && h->http_minor == 0))
     return refuse(p, 400, "ambiguous length");
-  return check_target(p);
+  if (p->text.data[p->target.at] == '*' &&
+      (p->target.size > 1 || h->method != HTTP_OPTIONS))
+    return refuse(p, 400, "malformed target");
+  return 0;
 }
 
 static int on_head(llhttp_t *http) {
@@ -209,6 +220,17 @@ static int on_head(llhttp_t *http) {
   if (http->flags & F_CONTENT_LENGTH && http->content_length > p->max_body)
     return refuse(p, 413, "body too large");
   return 0;
+}
+
+/* The size of the next chunk is known. Behind the last one the trailer begins. */
+static int on_chunk(llhttp_t *http) {
+  parser *p = of(http);
+  if (http->content_length > p->max_body - p->body.size)
+    return refuse(p, 413, "body too large");
+  if (http->content_length > 0) return 0;
+  p->in_trailer = true;
+  p->last[0] = '\n';
+  return HPE_PAUSED;
 }
 
 static int on_body(llhttp_t *http, const char *at, size_t n) {
@@ -231,34 +253,59 @@ static const llhttp_settings_t settings = {
   .on_header_value = on_value,
   .on_header_value_complete = on_value_complete,
   .on_headers_complete = on_head,
+  .on_chunk_header = on_chunk,
   .on_body = on_body,
   .on_message_complete = on_complete,
 };
 
 /* --- bytes ------------------------------------------------------------------------ */
 
-/* Looks at the bytes of the head before llhttp does: ends of line are CR LF, no
-   line goes on in the next, the whole is bounded. Returns how many bytes may be given to llhttp: up to the end
-   of the head, which the body follows. */
+static int next_part(parser *p, part next) {
+  p->part = next;
+  p->part_seen = 0;
+  return 0;
+}
+
+/* The next byte of a request line: "METHOD TARGET HTTP/N.N", CR and LF. */
+static int check_line(parser *p, char c) {
+  static const char version[] = "HTTP/0.0\r\n";
+  size_t i = p->part_seen++;
+  if (p->part == IN_METHOD) {
+    if (c == ' ' && i > 0) return next_part(p, IN_TARGET);
+    if (coop_http_istoken(&c, 1)) return 0;
+  } else if (p->part == IN_TARGET) {
+    if (c == ' ' && i > 0) return next_part(p, IN_VERSION);
+    if ((unsigned char)c > ' ' && c != 127 && c != '#')
+      return i < p->max_line ? 0 : refuse(p, 414, "target too long");
+  } else {
+    if (c == '\n' && version[i] == c) return next_part(p, IN_FIELDS);
+    if (version[i] == '0' ? isdigit((unsigned char)c) : version[i] == c) return 0;
+  }
+  return refuse(p, 400, "malformed request line");
+}
+
+/* The next byte of the lines behind it, or of a trailer: ends of line are CR LF,
+   no line goes on in the next. */
+static int check_field(parser *p, char c) {
+  if (c == '\n' && p->last[0] != '\r') return refuse(p, 400, "line without CR");
+  if ((c == ' ' || c == '\t') && p->last[0] == '\n') return refuse(p, 400, "folded line");
+  return 0;
+}
+
+/* Looks at the bytes of a head or trailer before llhttp does. Returns how many may
+   be given to it: no more than to the end of the head, which the body follows. */
 static size_t check_bytes(parser *p, const char *s, size_t n) {
-  size_t i = 0;
-  for (; i < n; i++) {
+  for (size_t i = 0; i < n; i++) {
     char c = s[i];
     if (!p->begun && p->head_seen == 0 && (c == '\r' || c == '\n')) continue;
     if (++p->head_seen > p->max_head) {
       refuse(p, p->count ? 431 : 414, "head too large");
       return i;
     }
-    if (c == '\n' && p->last[0] != '\r') {
-      refuse(p, 400, "line without CR");
-      return i;
-    }
-    if ((c == ' ' || c == '\t') && p->last[0] == '\n') {
-      refuse(p, 400, "folded line");
-      return i;
-    }
-    if (c == '\n' && p->last[1] == '\n' && p->head_seen > 2) {
+    if (p->part == IN_FIELDS ? check_field(p, c) : check_line(p, c)) return i;
+    if (c == '\n' && p->last[1] == '\n') {
       p->head_seen = 0;
+      p->in_trailer = false;
       memset(p->last, 0, sizeof p->last);
       return i + 1;
     }
@@ -278,6 +325,7 @@ static void advance(parser *p, size_t n) {
 /* llhttp has stopped for an error. */
 static void failed(parser *p, llhttp_errno_t e) {
   switch (e) {
+    case HPE_PAUSED_H2_UPGRADE:
     case HPE_INVALID_VERSION: refuse(p, 505, "HTTP version not supported"); break;
     case HPE_INVALID_METHOD: refuse(p, 501, "method not supported"); break;
     default: refuse(p, 400, llhttp_errno_name(e));
@@ -289,8 +337,12 @@ static void run(parser *p) {
   while (p->from < p->input.size && !p->complete && !p->status) {
     const char *s = p->input.data + p->from;
     size_t n = p->input.size - p->from;
-    if (p->in_head) n = check_bytes(p, s, n);
-    if (p->status) return;
+    if (p->in_head || p->in_trailer) {
+      n = p->checked + check_bytes(p, s + p->checked, n - p->checked);
+      p->checked = n;
+      if (p->status || (p->part != IN_FIELDS && p->head_seen > 0)) return;
+      p->checked = 0;
+    }
     llhttp_errno_t e = llhttp_execute(&p->http, s, n);
     if (e == HPE_PAUSED) {
       n = (size_t)(llhttp_get_error_pos(&p->http) - s);
@@ -366,6 +418,7 @@ static int parser_feed(lua_State *L) {
 static int push_request(lua_State *L, parser *p) {
   p->begun = p->complete = false;
   p->in_head = true;
+  next_part(p, IN_METHOD);
   lua_pushliteral(L, "request");
   lua_pushstring(L, llhttp_method_name((llhttp_method_t)p->http.method));
   pushspan(L, p, p->target);
