@@ -45,7 +45,15 @@ M.stream = threads.stream
 
 local Pool = core.methods.ThreadPool
 
-local function work_on(value, pool, f) return pool:call(f, value) end
+local function work_on(value, pool, f)
+  local ok, result = pcall(pool.call, pool, f, value)
+  if ok then return result end
+  local fault = threads.fault(value)
+  if fault then
+    result = 'map: a value of the iterator must be one that can be copied, ' .. fault
+  end
+  error(result, 0)
+end
 
 --- Calls `f(value)` in the pool's threads for each value of the iterator, and fires with the
 --- results in their order, `n` set. It takes at most two values for each thread ahead. The first
@@ -56,12 +64,14 @@ local function work_on(value, pool, f) return pool:call(f, value) end
 function Pool:map(f, iterator)
   if coop.type(self) ~= 'ThreadPool' then core.check('map', 0, 'ThreadPool', self) end
   if type(f) ~= 'function' then core.check('map', 1, 'function', f) end
+  local limit = threads.limit(self)
+  if not limit then core.misuse('map', 'the pool is closed') end
   local fault = threads.fault(f)
   if fault then
     core.misuse('map', 'the function must be one that can be copied, ' .. fault)
   end
   core.iterator('map', 2, iterator)
-  return coop.parallel(2 * threads.limit(self), iterator, work_on, self, f)
+  return coop.parallel(2 * limit, iterator, work_on, self, f)
 end
 
 return M

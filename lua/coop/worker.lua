@@ -24,9 +24,11 @@ local function drain(emit, fail, co, ...)
   end
 end
 
+-- Some hide their metatables, coop's own Generators among them.
 local function callable(v)
-  local meta = getmetatable(v)
-  return type(v) == 'function' or type(meta) == 'table' and type(meta.__call) == 'function'
+  if type(v) == 'function' then return true end
+  local meta = debug.getmetatable(v)
+  return meta and rawget(meta, '__call') ~= nil
 end
 
 --- Emits what an iterator gives: a coroutine, the values of a generic for, or a list.

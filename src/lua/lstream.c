@@ -119,9 +119,11 @@ static int emit(lua_State *L) {
   int bad;
   lua_settop(L, 1);
   w->scratch.n = 0;
-  if (!coop__copy_out(L, 1, 1, &w->scratch, &bad))
-    return luaL_error(L, "what flows out of a thread must be a value that can be"
-                         " copied (%s)", lua_tostring(L, -1));
+  if (!coop__copy_out(L, 1, 1, &w->scratch, &bad)) {
+    lua_pushfstring(L, "what flows out of a thread must be a value that can be"
+                       " copied (%s)", lua_tostring(L, -1));
+    return lua_error(L); /* without a place: it would be one of coop's */
+  }
   bool ok = true;
   lua_pushboolean(L, append(s, &w->scratch, &ok));
   return ok ? 1 : luaL_error(L, "not enough memory");

@@ -271,6 +271,11 @@ static int run_job(lua_State *L) {
   return 0;
 }
 
+static int push_text(lua_State *L) {
+  luaL_tolstring(L, 1, NULL);
+  return 1;
+}
+
 /* Copies the error value at 1, or what it says. */
 static int copy_error(lua_State *L) {
   worker *w = coop__worker(L);
@@ -279,7 +284,14 @@ static int copy_error(lua_State *L) {
   w->scratch.n = 0;
   if (coop__copy_out(L, 1, 1, &w->scratch, &bad)) return 0;
   w->scratch.n = 0;
-  luaL_tolstring(L, 1, NULL);
+  lua_settop(L, 1);
+  lua_pushcfunction(L, push_text);
+  lua_pushvalue(L, 1);
+  int status = lua_pcall(L, 1, 1, 0);
+  if (status == LUA_ERRMEM) return lua_error(L);
+  if (status != LUA_OK)
+    lua_pushfstring(L, "the error value, a %s, can neither be copied nor made into"
+                       " a text", luaL_typename(L, 1));
   lua_replace(L, 1);
   lua_settop(L, 1);
   coop__copy_out(L, 1, 1, &w->scratch, &bad);
@@ -874,9 +886,11 @@ static int pool__gc(lua_State *L) {
   return 0;
 }
 
-/* core.threads.limit(pool): how many threads it may have */
+/* core.threads.limit(pool): how many threads it may have; nil when it is closed */
 static int pool_limit(lua_State *L) {
-  lua_pushinteger(L, coop__checkpool(L, 1, "map", 0)->limit);
+  pool_object *o = coop__checkkind(L, 1, KIND_POOL, "map", 0);
+  if (!o->pool) return 0;
+  lua_pushinteger(L, o->pool->limit);
   return 1;
 }
 
