@@ -710,21 +710,26 @@ function M.Deferred(stage, ...)
   local task, done
 
   local function fail(failure)
-    if done.called then return end
+    if done.called then return end -- what closed has fired it
     failure.partial = results
     done:errback(failure)
   end
 
   done = coop.Deferred(function()
-    local failure = close(source)
+    local failure = stages.let_go(source)
     fail(failure or coop.Failure(coop.errors.CancelledError()))
     task:stop()
   end)
+  stages.hold(source)
   task = coop.cooperate(stages.gather(source, results))
   task:when_done():add_callbacks(function()
-    if not done.called then done:callback(results) end
+    if done.called then return end
+    stages.let_go(source)
+    done:callback(results)
   end, function(failure)
-    close(source)
+    if done.called then return end
+    local cleanup = stages.let_go(source)
+    if cleanup then core.report(cleanup) end
     fail(failure)
   end)
   if progress then core.follow(progress, results, done) end

@@ -377,7 +377,17 @@ local function poll_sliced(self)
   return value, wait, next_turn
 end
 
---- The values of the stage for a task: a generator that puts them into `results`, each a step.
+--- For one who takes values until it lets go: the stage is not closed meanwhile because others do.
+function M.hold(self) self._waiters = self._waiters + 1 end
+
+--- Lets go: what nobody else wants is closed. The Failure of the cleanup, if any.
+function M.let_go(self)
+  self._waiters = self._waiters - 1
+  if self._users == 0 and self._waiters == 0 then return close(self) end
+end
+
+--- The values of the stage for a task, which holds it: a generator that puts them into `results`,
+--- each a step.
 M.gather = coop.generator(function(self, results)
   local n = 0
   repeat
@@ -389,7 +399,9 @@ M.gather = coop.generator(function(self, results)
     elseif next_turn then
       yield()
     elseif wait then
-      await(self, wait)
+      local bell = coop.Deferred()
+      observe(wait, ring, { bell = bell })
+      coop.await(bell)
     end
     if next_turn then next_turn:callback() end
   until value == nil and not wait and not next_turn

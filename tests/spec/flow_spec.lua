@@ -1255,6 +1255,47 @@ describe('flow.Deferred', function()
     assert.same({ 'a', 'b' }, failure.partial)
   end))
 
+  it('leaves a stage that others take from to them when it is cancelled', run(function()
+    virtual()
+    local log = {}
+    local stage = wrap(function()
+      local _ <close> = closer(log, 'closed')
+      for i = 1, 4 do
+        yield(Cooperate(1))
+        yield(i)
+      end
+    end)
+    local a, b = flow.Deferred(stage), flow.Deferred(stage)
+    turns()
+    a:cancel()
+    helper.is_error(errors.CancelledError, (error_of(a)))
+    assert.same({}, log)
+    for _ = 1, 4 do
+      clock:advance(1)
+      turns()
+    end
+    assert.same({ 1, 2, 3, 4 }, value_of(b))
+    assert.same({ 'closed' }, log)
+  end))
+
+  it('closes a stage that nobody else takes from any more', run(function()
+    virtual()
+    local log = {}
+    local stage = wrap(function()
+      local _ <close> = closer(log, 'closed')
+      yield(Cooperate(1))
+    end)
+    local ds = { flow.Deferred(stage), flow.Deferred(stage), flow.Deferred(stage) }
+    turns()
+    for _, d in ipairs(ds) do
+      assert.same({}, log)
+      d:cancel()
+      error_of(d)
+    end
+    assert.same({ 'closed' }, log)
+    assert.same({}, clock:get_delayed_calls())
+  end))
+
   it('has the error of a cleanup as its outcome when it is cancelled', run(function()
     local d = flow.Deferred(function()
       local _ <close> = setmetatable({}, { __close = function() error('cleanup', 0) end })

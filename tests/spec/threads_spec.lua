@@ -545,7 +545,7 @@ describe('a stream out of a thread', function()
     assert.same({}, collect(threads.stream(function() end)))
   end))
 
-  it('gives what a Generator gives, and what is called though its metatable is hidden', run(function()
+  it('gives what Generators give, and what is called with its metatable hidden', run(function()
     assert.same({ 1, 2 }, collect(threads.stream(function()
       return require 'coop'.generator(function()
         coroutine.yield(1)
