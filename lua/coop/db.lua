@@ -479,23 +479,22 @@ end
 
 local new_rows = core.class('Rows', Rows, { __close = Rows.close })
 
---- Holds a connection until the rows are at their end. Only `opening` is told of the stream: it
---- ends when nothing holds it.
+--- Waits for a connection, which is held until the rows are at their end. Only `opening` is told
+--- of the stream: it ends when nothing holds it. No coroutine waits for that end, since nobody
+--- need come to it.
 local hold_lane = coop.inline_callbacks(function(pool, text, opening)
   local ok, lane = pcall(take_lane, pool)
   if not ok then
     if not opening.called then opening:errback(lane) end
     return
   end
-  local held <close> = lane
-  local done
-  do
-    local stream = threads.stream_in(held._threads, rows_in_worker, held._config, text)
-    done = threads.done(stream)
-    opening:callback(stream)
-    stream, opening = nil, nil -- luacheck: ignore
+  local begun, stream = pcall(threads.stream_in, lane._threads, rows_in_worker, lane._config, text)
+  if not begun then
+    give_back(lane)
+    return opening:errback(stream)
   end
-  coop.await(done)
+  threads.done(stream):add_both(function() give_back(lane) end)
+  opening:callback(stream)
 end)
 
 -- For flow.QueryIterator.

@@ -1,5 +1,6 @@
 local coop = require 'coop'
 local db = require 'coop.db'
+local child = require 'tests.spec.child'
 local helper = require 'tests.spec.helper'
 local postgres = require 'tests.spec.postgres'
 local run, misuse, is_error = helper.run, helper.misuse, helper.is_error
@@ -515,6 +516,21 @@ describe('a pool of connections', function()
     assert.truthy(failure_of(db.ConnectionPool('nosuchdriver'):run_query 'select 1')
       :check "module 'luasql.nosuchdriver' not found")
   end))
+
+  it('does not keep a script from ending that has left rows where they were', function()
+    for _, take in ipairs {
+      'for row in flow.QueryIterator(pool, sql) do if row.i == 5 then break end end',
+      "rows = require 'coop.db'.rows(pool, sql); coop.await(rows:next())",
+    } do
+      local result = child.coop([[
+        local coop, flow = require 'coop', require 'coop.flow'
+        local pool = require 'coop.db'.ConnectionPool('sqlite3', ':memory:')
+        local sql = 'with recursive n(i) as (select 1 union all select i + 1 from n) select i from n'
+      ]] .. take)
+      assert.equal('', result.err)
+      assert.equal(0, result.status)
+    end
+  end)
 
   it('fails when a file is no database', run(function()
     local path = new_file()
