@@ -153,11 +153,14 @@ static int note(lua_State *L) {
   return 1;
 }
 
+atomic_bool coop__census_taken;
+
 /* core.census(on): whether places are kept from now on; returns what was before. */
 static int census(lua_State *L) {
   coop_context *ctx = getctx(L);
   lua_pushboolean(L, ctx->census);
   ctx->census = lua_toboolean(L, 1);
+  if (ctx->census) atomic_store(&coop__census_taken, true);
   return 1;
 }
 

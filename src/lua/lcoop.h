@@ -877,6 +877,13 @@ const object *coop__net_owner(const coop_context *ctx, const uv_handle_t *h);
 
 /* --- the census (lcensus.c) ------------------------------------------------------- */
 
+/* Has any context ever had its census on? That costs less to ask than a context. */
+extern atomic_bool coop__census_taken;
+static inline bool coop__counted(lua_State *L) {
+  return atomic_load_explicit(&coop__census_taken, memory_order_relaxed) &&
+         getctx(L)->census;
+}
+
 /* Keeps where the script stands as the place where the object at 'idx' was made, or
    where the coroutine was started. [-0, +0, m] */
 void coop__note_made(lua_State *L, int idx);

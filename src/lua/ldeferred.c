@@ -52,7 +52,7 @@ void coop__guard(lua_State *L, int idx, deferred *d) {
   lua_pushvalue(L, idx);
   coop__new(L, KIND_GUARD, sizeof(object), 1);
   lua_getiuservalue(L, idx, DEFERRED_RESULT);
-  if (getctx(L)->census) coop__note_as(L, idx, -1);
+  if (coop__counted(L)) coop__note_as(L, idx, -1);
   lua_setiuservalue(L, -2, 1);
   lua_rawset(L, -3);
   lua_pop(L, 1);

@@ -32,7 +32,7 @@ void *coop__newfrom(lua_State *L, int slot, kind k, size_t size, int nuv) {
   o->tag = &coop__kinds[k];
   pushctx(L, slot);
   lua_setmetatable(L, -2);
-  if (getctx(L)->census) coop__note_made(L, -1);
+  if (coop__counted(L)) coop__note_made(L, -1);
   return o;
 }
 
