@@ -623,8 +623,11 @@ void coop__pool_drop(coop_context *ctx);
 void coop__fiber_error(lua_State *L, lua_State *co);
 /* Makes a fiber. [-0, +1, m] */
 fiber *coop__fiber_make(lua_State *L);
-/* Moves the function and its 'nargs' arguments on top to the fiber; how many values
-   its thread is to be resumed with. [-(nargs+1), +0, v] */
+/* What stays at the bottom of the thread of a fiber that has run bodies, below what
+   the next one returns. */
+enum { FIBER_BASE = 2 };
+/* Moves the function and its 'nargs' arguments on top to the fiber, for a body; how
+   many values its thread is to be resumed with. [-(nargs+1), +0, v] */
 int coop__fiber_load(lua_State *L, fiber *f, int nargs);
 /* Closes what is suspended in the fiber at 'idx', innermost coroutine first.
    False and the error value on top when a closer failed. [-0, +(0|1), m] */

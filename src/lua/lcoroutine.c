@@ -322,10 +322,11 @@ static int pushinput(struct run *r, body *b) {
   return 1;
 }
 
-/* Moves the first of the values that the body returned to L. */
+/* Pushes the first of the values that the body returned, or nil. */
 static void pushreturned(lua_State *L, body *b, int nres) {
   if (nres > 1) lua_settop(b->co, -nres);
-  lua_xmove(b->co, L, 1);
+  if (nres > 0) lua_xmove(b->co, L, 1);
+  else lua_pushnil(L);
 }
 
 /* Is the collector closing it? Its closers may fire what it waits on, or cancel
@@ -361,8 +362,7 @@ void coop__body_resume(struct run *r) {
   if (status == LUA_YIELD) {
     on_yield(r, b, nres);
   } else if (status == LUA_OK) {
-    if (nres == 0) lua_pushnil(L);
-    else pushreturned(L, b, nres);
+    pushreturned(L, b, nres - FIBER_BASE);
     finish(r, b);
   } else {
     died(r, b);

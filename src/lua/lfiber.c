@@ -537,21 +537,37 @@ fiber *coop__fiber_make(lua_State *L) {
   return f;
 }
 
-/* The thread is as new: fiber_main and its message handler go below. */
-int coop__fiber_load(lua_State *L, fiber *f, int nargs) {
-  if (nargs > LUA_MINSTACK / 2 && !lua_checkstack(f->co, nargs + 4))
-    luaL_error(L, "too many arguments");
+/* Puts fiber_main and its message handler on the thread. */
+static void push_base(lua_State *L, lua_State *co) {
   pushctx(L, CTX_FIBER_MAIN);
   pushctx(L, CTX_FIBER_MSGH);
-  lua_xmove(L, f->co, 2);
-  lua_xmove(L, f->co, nargs + 1);
+  lua_xmove(L, co, 2);
+}
+
+static void move_call(lua_State *L, lua_State *co, int nargs) {
+  if (nargs > LUA_MINSTACK / 2 && !lua_checkstack(co, nargs + 4))
+    luaL_error(L, "too many arguments");
+  lua_xmove(L, co, nargs + 1);
+}
+
+int coop__fiber_load(lua_State *L, fiber *f, int nargs) {
+  lua_State *co = f->co;
+  if (lua_gettop(co) != FIBER_BASE) {
+    lua_settop(co, 0);
+    push_base(L, co);
+  }
+  lua_pushvalue(co, 1);
+  lua_pushvalue(co, 2);
+  move_call(L, co, nargs);
   return nargs + 2;
 }
 
 fiber *coop__fiber_new(lua_State *L, int nargs) {
   coop_context *ctx = getctx(L);
   fiber *f = coop__fiber_take(L, ctx);
-  coop__fiber_load(L, f, nargs);
+  lua_settop(f->co, 0);
+  push_base(L, f->co);
+  move_call(L, f->co, nargs);
   coop__fiber_hold(L, ctx, f);
   return f;
 }

@@ -52,9 +52,12 @@ void coop__fiber_hold(lua_State *L, coop_context *ctx, fiber *f) {
   lua_remove(L, -2);
 }
 
-/* Is it to be used again? Not when a script has seen its thread. */
+/* Is it to be used again? Not when a script has seen its thread, which is dead now:
+   nothing is left on it. */
 static bool reusable(const coop_context *ctx, const fiber *f) {
-  return !f->spent && f->co && !ctx->closed && ctx->pool.nidle < IDLE_MAX;
+  if (!f->spent && f->co && !ctx->closed && ctx->pool.nidle < IDLE_MAX) return true;
+  if (f->co) lua_settop(f->co, 0);
+  return false;
 }
 
 static void put_idle(coop_context *ctx, fiber *f) {
@@ -75,8 +78,8 @@ void coop__fiber_give(lua_State *L, int idx) {
   fiber *f = lua_touserdata(L, idx);
   coop__link_remove(&f->link);
   f->waits = false;
-  if (iscollecting(L, ctx)) return; /* its own finaliser may be yet to come */
   if (!reusable(ctx, f)) return;
+  if (iscollecting(L, ctx)) return; /* its own finaliser may be yet to come */
   lua_pushvalue(L, idx);
   place(L, ctx, f);
   put_idle(ctx, f);
