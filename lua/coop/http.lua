@@ -593,18 +593,17 @@ local function take_kept(self)
   return type(kept) == 'table' and table.concat(kept) or kept or ''
 end
 
--- Sends what was kept back and `s`. The Deferred of that; or nil and what is wrong.
+-- Sends what was kept back and `s`. The Deferred of that; or nil and what is wrong: then nothing has
+-- been sent, and nothing has changed.
 local function push(self, s)
-  local head = ''
-  if self._kept then s = take_kept(self) .. s end
-  if not self._sent then
-    local made, problem = make_head(self, nil)
-    if not made then return nil, problem end
-    head = made
-  end
-  local body, problem = framed(self, s)
-  if not body then return nil, problem end
-  return send(self._session, head .. body)
+  local kept, size, sent = self._kept, self._size, self._sent
+  local head, body, problem = '', nil, nil
+  if kept then s = take_kept(self) .. s end
+  if not sent then head, problem = make_head(self, nil) end
+  if head then body, problem = framed(self, s) end
+  if body then return send(self._session, head .. body) end
+  self._kept, self._size, self._sent = kept, size, sent
+  return nil, problem
 end
 
 -- Sends what was kept back, with the head. When that cannot be, the handler is of no use.

@@ -786,6 +786,28 @@ describe('a handler', function()
     assert.truthy(say(server, 'HEAD /at-once HTTP/1.0\r\n\r\n'):find 'Content%-Length: 5')
   end))
 
+  it('that breaks its word before anything was sent makes a 500', run(function()
+    local _, base = serve(function(request, response)
+      response.headers['Content-Length'] = 3
+      response:write 'ab'
+      if request.path == '/refused' then
+        response.headers.X = 'a\nb'
+        misuse(function() response:write(('x'):rep(100000)) end, 'write', "'X'")
+        response.headers.X = nil
+        response:write 'c'
+      else
+        response:write 'cd'
+      end
+      coop.await(coop.sleep(0))
+    end)
+    local caught
+    local previous = coop.on_unhandled(function(failure) caught = failure.value end)
+    assert.equal(500, coop.await(http.get(base)).status)
+    assert.truthy(caught:find('more', 1, true))
+    coop.on_unhandled(previous)
+    assert.equal('abc', coop.await(http.get(base .. '/refused')).body)
+  end))
+
   it('is cancelled when its client goes, before and in the midst of its answer', run(function()
     local closed, waits = 0, {}
     local server, base = serve(function(request, response)
