@@ -189,7 +189,7 @@ describe('the prompt', function()
     it('breaks off a wait, and cancels what it was for', function()
       start()
       t:enter 'd = coop.sleep(1000):add_errback(function() print "cancelled" end)'
-      t:enter 'print "ready" coop.await(d)'
+      t:enter 'coop.call_later(0, print, "ready") coop.await(d)'
       t:expect 'ready'
       t:press 'C-c'
       t:expect 'cancelled'
@@ -207,8 +207,8 @@ describe('the prompt', function()
     it('leaves what goes on nevertheless to itself', function()
       start()
       t:enter 'function wait() return pcall(coop.await, coop.sleep(1000)) end'
-      t:enter 'function tell() coop.call_later(0, print, "caught") end' -- when it waits again
-      t:enter 'print "ready" while true do if not wait() then tell() end end'
+      t:enter 'function tell(what) coop.call_later(0, print, what) end' -- when it waits
+      t:enter 'tell "ready" while true do if not wait() then tell "caught" end end'
       t:expect 'ready'
       t:press 'C-c'
       t:expect 'caught'
