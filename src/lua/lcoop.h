@@ -800,7 +800,7 @@ int coop__flow_pull(lua_State *L);
    the turn is given up. */
 int coop__flow_yield(lua_State *L);
 
-/* --- tasks (lcooperator.c) -------------------------------------------------- */
+/* --- tasks (ltask.c, lstepping.c, lcooperator.c) ------------------------------ */
 
 int coop__cooperate(lua_State *L); /* coop.cooperate(iterator) */
 int coop__stop_all(lua_State *L);  /* stops all Cooperators */
