@@ -253,7 +253,7 @@ bad argument #4 to 'batch_accumulate' (table expected, got Deferred)
     end)
 
     it('gives way to the prompt', function()
-      t = terminal.open('XDG_STATE_HOME=/nonexistent ' .. terminal.coop)
+      t = terminal.open('XDG_STATE_HOME=/dev/null ' .. terminal.coop)
       t:expect_last '>'
       t:enter 'p = coop.progress(4, "at the prompt")'
       t:enter 'p:advance(2)'
