@@ -568,7 +568,8 @@ local function make_head(self, size)
     return nil, ('Content-Length is %d, the body has %d bytes'):format(length, size)
   end
   self._left = length
-  if status ~= 304 and not (size == 0 and self._method == 'HEAD') then length = length or size end
+  local unknown = status == 304 or size == 0 and self._method == 'HEAD' -- how long it would be
+  if not unknown then length = length or size end
   frame(self, lines, length)
   lines[#lines + 1] = '\r\n'
   self._sent = true
