@@ -294,7 +294,7 @@ local function left_over(told)
   for _, one in ipairs(core.under_way()) do
     if run.before[one.key] == nil and not told[one.key] then
       list[#list + 1] = one
-      if one.quick then quick = true else slow = true end
+      if one.quick then quick = true elseif not settings().may_leave[one.kind] then slow = true end
     end
   end
   return list, quick, slow

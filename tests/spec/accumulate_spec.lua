@@ -9,7 +9,6 @@ local CancelledError = coop.errors.CancelledError
 local s, c, log
 
 local function setup()
-  helper.watch()
   s, log = fakes.scheduler(), {}
   c = coop.Cooperator {
     scheduler = s.schedule,
@@ -45,7 +44,6 @@ local function slice(from, to) return count(110 + from, 110 + to) end
 
 describe('a ValueBucket', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('keeps every value but nil, in order', function()
     local b = coop.ValueBucket()
@@ -106,7 +104,6 @@ end)
 
 describe('an accumulation', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('ACC-02 collects the values of a generator', function()
     local d = coop.accumulate(slice(10, 11), c)
@@ -375,7 +372,6 @@ end)
 
 describe('an accumulation by batches', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('takes a batch in a step', function()
     local d = coop.batch_accumulate(3, count(1, 8), c)
@@ -556,7 +552,6 @@ end)
 
 describe('work in parallel', function()
   before_each(setup)
-  after_each(helper.settled)
 
   -- Lets the loop turn until `condition` holds.
   local function settle(condition)

@@ -26,8 +26,6 @@ end
 local function cancelled(d) is_error(errors.CancelledError, (error_of(d))) end
 
 describe('a DeferredList', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('LST-01 fires with success and value of each, in their order', function()
     local a, b, c = children(3)
@@ -365,8 +363,6 @@ describe('a DeferredList', function()
 end)
 
 describe('gather_results', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('fires with the values in their order, n set', function()
     local a, b, c = children(3)
@@ -482,8 +478,6 @@ describe('gather_results', function()
 end)
 
 describe('race', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   for n = 1, 7 do
     it('LST-31 of ' .. n .. ' fires with the winner and cancels each other once', function()

@@ -59,9 +59,6 @@ local function on_close(f)
   return setmetatable({}, { __close = f })
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('await works', function()
   it('in a call of any depth', function()
     local function deep(d, n)

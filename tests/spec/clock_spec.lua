@@ -32,10 +32,8 @@ describe('a delayed call of a virtual clock', function()
   end
 
   before_each(function()
-    helper.watch()
     clk, log = coop.Clock(), {}
   end)
-  after_each(helper.settled)
 
   it('CLK-02 knows its time and is active', function()
     local call = clk:call_later(1, nothing)
@@ -207,10 +205,8 @@ describe('the calls of a virtual clock', function()
   end
 
   before_each(function()
-    helper.watch()
     clk, log = coop.Clock(), {}
   end)
-  after_each(helper.settled)
 
   it('CLK-10 are listed while they are pending', function()
     assert.same({}, clk:get_delayed_calls())
@@ -348,10 +344,8 @@ describe('an advance of a virtual clock', function()
   end
 
   before_each(function()
-    helper.watch()
     clk, log = coop.Clock(), {}
   end)
-  after_each(helper.settled)
 
   it('begins at 0 and moves the time', function()
     assert.equal(0, clk:seconds())
@@ -599,8 +593,6 @@ end)
 
 describe('the reactor as a clock', function()
   local r = coop.reactor
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('CLK-26 counts from what its clock reads', run(function()
     local before = r:seconds()
@@ -733,6 +725,7 @@ describe('the reactor as a clock', function()
     settle(function() return other end)
     stop = true
     assert.is_true(other)
+    coop.await(coop.sleep(0)) -- the last of them is called
   end))
 
   it('reports the error of a call and goes on', function()
@@ -760,8 +753,6 @@ describe('the reactor as a clock', function()
 end)
 
 describe('time', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('is read from the clock, within a turn too', run(function()
     local start, used = coop.seconds(), os.clock()

@@ -25,7 +25,6 @@ end
 local function add(name, n, hooks) return c:cooperate(logging(log, name, n, hooks)) end
 
 local function setup()
-  helper.watch()
   s, log = fakes.scheduler(), {}
   c = cooperator()
 end
@@ -47,7 +46,6 @@ end
 
 describe('a Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-01 steps its tasks in turn', function()
     c = cooperator(many)
@@ -369,7 +367,6 @@ end)
 
 describe('the scheduler of a Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-15 is asked once, and again when there is work again', function()
     local a, b = add('a', 3), add('b', 3)
@@ -462,7 +459,6 @@ end)
 
 describe('the rotation of a Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-16 goes on where the last tick ended', function()
     add('a', 2)
@@ -712,7 +708,6 @@ end)
 
 describe('a task waiting on a Deferred', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('is not stepped until it fires, then from another tick', function()
     local d = coop.Deferred()
@@ -774,7 +769,7 @@ describe('a task waiting on a Deferred', function()
     c = cooperator(steps(2))
     c:cooperate(coop.generator(function()
       note 'x'()
-      coop.await(coop.Deferred())
+      coop.await(helper.forever())
     end)())
     add('b', 3)
     s.pump()
@@ -877,7 +872,6 @@ end)
 
 describe('pause of a task', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-25 is what resume needs', function()
     local task = add('a', 3)
@@ -944,7 +938,6 @@ end)
 
 describe('the end of a task', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-30 is told to each Deferred of when_done apart', function()
     local list = { 1 }
@@ -1220,7 +1213,6 @@ end)
 
 describe('start and stop of a Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('let tasks wait for the start', function()
     c = cooperator(nil, { started = false })
@@ -1383,7 +1375,6 @@ end)
 
 describe('coiterate', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-56 returns the Deferred that it is given, and fires it', function()
     local done, list = coop.Deferred(), { 1 }
@@ -1411,7 +1402,6 @@ end)
 
 describe('the settings of a Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('are all optional', function()
     c = coop.Cooperator()
@@ -1502,7 +1492,6 @@ end)
 
 describe('the global Cooperator', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('COOP-08 runs a task to its end', run(function()
     assert.equal('Cooperator', coop.type(coop.cooperator))
@@ -1550,7 +1539,6 @@ end)
 
 describe('a Cooperator with much to do', function()
   before_each(setup)
-  after_each(helper.settled)
 
   it('stops 10,000 tasks in order', function()
     local told = {}

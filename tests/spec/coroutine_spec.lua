@@ -39,9 +39,6 @@ local function nest(depth, d, log)
   return all
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('a coroutine', function()
   it('is a Deferred of the type Coroutine', function()
     local proc = coop.coroutine(function(value) return value end)
@@ -57,7 +54,7 @@ describe('a coroutine', function()
     local log = {}
     spawn(function()
       log[#log + 1] = 'body'
-      await(coop.Deferred())
+      await(helper.forever())
       log[#log + 1] = 'never'
     end)
     log[#log + 1] = 'caller'
@@ -66,7 +63,7 @@ describe('a coroutine', function()
 
   it('has run to its first wait when the call returns to another body, however deep', function()
     local log, expected = {}, {}
-    local gate = coop.Deferred()
+    local gate = helper.forever()
     local function level(n)
       log[#log + 1] = n
       if n < 500 then
@@ -91,7 +88,7 @@ describe('a coroutine', function()
           expected[n + 1] = begun[n + 1] or false
         end)
       end
-      await(coop.Deferred())
+      await(helper.forever())
     end
     spawn(level, 1)
     for n = 2, 12 do assert.is_true(expected[n], 'level ' .. n) end
@@ -174,7 +171,7 @@ describe('what a body does to a Deferred', function()
       log[#log + 1] = select(2, pcall(await, d))
       await(coop.succeed())
       log[#log + 1] = 'next wait'
-      await(coop.Deferred())
+      await(helper.forever())
     end)
     local c = spawn(function()
       act()
@@ -399,7 +396,7 @@ describe('pausing a coroutine', function()
   end)
 
   it('is undone once a pause: another unpause is misuse', function()
-    local c = waiter(coop.Deferred())
+    local c = waiter(helper.forever())
     helper.misuse(function() c:unpause() end, 'unpause')
     c:pause()
     c:unpause()

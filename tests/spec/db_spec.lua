@@ -87,9 +87,7 @@ for _, database in ipairs(databases) do
 
     setup(function() missing = database.start() end)
     teardown(function() database.stop() end)
-    before_each(helper.watch)
     after_each(function()
-      helper.settled()
       remove_files()
     end)
 
@@ -487,9 +485,7 @@ for _, database in ipairs(databases) do
 end
 
 describe('a pool of connections', function()
-  before_each(helper.watch)
   after_each(function()
-    helper.settled()
     remove_files()
   end)
 

@@ -34,8 +34,6 @@ local function raiser(value)
 end
 
 describe('a Deferred', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   describe('with handlers', function()
     it('DEF-04 hands what a callback returns to the next', function()
@@ -1630,8 +1628,6 @@ describe('a Deferred', function()
 end)
 
 describe('the makers of Deferreds', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('DEF-78 maybe_deferred fires with what the function returns', function()
     local value = {}
@@ -1754,8 +1750,6 @@ describe('the makers of Deferreds', function()
 end)
 
 describe('a cancelled Deferred', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   local function cancelled(d) is_error(errors.CancelledError, (error_of(d))) end
 
@@ -2140,8 +2134,6 @@ end)
 
 describe('Deferreds in great number', function()
   before_each(helper.fresh)
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   local function make(n)
     local ds = {}

@@ -94,9 +94,6 @@ local function shuffled(n)
   end
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 holds('handlers on one pending Deferred', MILLION, function(n)
   local d = coop.Deferred()
   for _ = 1, n do d:add_callback(add, 2) end

@@ -13,8 +13,6 @@ local function place(text, number)
 end
 
 describe('a Failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   for name, value in values() do
     it('holds ' .. name .. ' untouched, and raises it', function()
@@ -71,8 +69,6 @@ describe('a Failure', function()
 end)
 
 describe('check of a Failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   local done = coop.Failure(errors.TaskDone 'done')
 
@@ -196,8 +192,6 @@ describe('check of a Failure', function()
 end)
 
 describe('trap of a Failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('returns what matches, like check', function()
     local function any() return true end
@@ -232,8 +226,6 @@ describe('trap of a Failure', function()
 end)
 
 describe('the traceback of a Failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('FAIL-09 keeps the place of the error when it is raised again', function()
     local where

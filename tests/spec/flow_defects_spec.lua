@@ -38,10 +38,8 @@ local function turns()
   for _ = 1, 5 do await(coop.sleep(0)) end
 end
 
-before_each(helper.watch)
 after_each(function()
   flow.clock = nil
-  helper.settled()
 end)
 
 describe('W26', function()

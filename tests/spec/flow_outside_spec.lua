@@ -69,9 +69,6 @@ local function exists(path)
   return file ~= nil
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('make_protocol', function()
   local servers
 
@@ -145,7 +142,8 @@ describe('make_protocol', function()
       yield 'good'
       yield 'bye'
     end))
-    assert.equal('goodbye', await(connect(server):read 'a'))
+    local conn <close> = connect(server)
+    assert.equal('goodbye', await(conn:read 'a'))
   end))
 
   it('takes the explicit form too', run(function()
@@ -291,7 +289,7 @@ describe('make_protocol', function()
         yield(conn:next())
         error('oops', 0)
       end))
-      local conn = connect(server)
+      local conn <close> = connect(server)
       await(conn:write 'x')
       assert.equal('x', await(conn:read 'a'))
     end)
@@ -305,7 +303,7 @@ describe('make_protocol', function()
         yield(conn:next())
         error('oops', 0)
       end, { trap = trap }))
-      local conn = connect(server)
+      local conn <close> = connect(server)
       await(conn:write 'x')
       assert.equal('x', await(conn:read 'a'))
     end
@@ -749,9 +747,9 @@ describe('Resource', function()
   local servers
 
   before_each(function() servers = {} end)
-  after_each(function()
-    for _, one in ipairs(servers) do one:close(0) end
-  end)
+  after_each(run(function()
+    for _, one in ipairs(servers) do await(one:close(0)) end
+  end))
 
   local function serve(handler)
     local one = http.serve { handler = handler }

@@ -23,9 +23,6 @@ local function collect(iterator)
   return list
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('a generator', function()
   it('gives what its body yields to a generic for', function()
     local list = {}

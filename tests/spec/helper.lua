@@ -2,13 +2,14 @@
 
 local assert = require 'luassert'
 local coop = require 'coop'
+local testing = require 'coop.testing'
 
 local M = {}
 
+testing.timeout(120) -- for sanitized builds on busy machines
+
 --- Wraps a test that waits: the loop runs until `f` is done.
-function M.run(f)
-  return function() return coop.run(f) end
-end
+M.run = testing.async
 
 --- For `before_each`: what follows is not run by a callback of an earlier test, in which a test
 --- waited: such calls within it may leave effects to that one.
@@ -24,33 +25,23 @@ function M.cap(d)
   return seen
 end
 
---- Asserts that `d` has fired with a value, and returns the value.
-function M.value_of(d)
-  local seen = M.cap(d)
-  assert.equal(1, seen.n, 'the Deferred has no result yet')
-  if coop.type(seen[1]) == 'Failure' then
-    error('the Deferred failed: ' .. tostring(seen[1].value), 2)
-  end
-  return seen[1]
+--- A Deferred that never fires, for a test that leaves on purpose what waits for it.
+function M.forever()
+  testing.may_leave 'wait'
+  return coop.Deferred()
 end
 
---- Asserts that `d` has failed, and returns the error value and the Failure.
+--- The value of `d`, which has fired with one.
+M.value_of = testing.success_result_of
+
+--- The error value and the Failure of `d`, which has failed.
 function M.error_of(d)
-  local seen = M.cap(d)
-  assert.equal(1, seen.n, 'the Deferred has no result yet')
-  assert.equal('Failure', coop.type(seen[1]), 'the Deferred has not failed')
-  return seen[1].value, seen[1]
+  local failure = testing.failure_result_of(d)
+  return failure.value, failure
 end
 
 --- Asserts that `d` has no result.
-function M.pending(d)
-  local seen = { n = 0 }
-  d:add_both(function(result)
-    seen.n = 1
-    return result
-  end)
-  assert.equal(0, seen.n, 'the Deferred has a result')
-end
+M.pending = testing.assert_no_result
 
 --- Asserts that `class` was meant: `e` is an instance whose message has every one of the texts.
 function M.is_error(class, e, ...)
@@ -96,24 +87,6 @@ function M.unhandled(f)
   coop.on_unhandled(previous)
   if not ok then error(e, 0) end
   return seen
-end
-
-local watched
-
---- For `before_each`: begins to note what is reported as unhandled.
-function M.watch()
-  collect()
-  watched = { seen = {} }
-  local seen = watched.seen
-  watched.previous = coop.on_unhandled(function(failure) seen[#seen + 1] = failure end)
-end
-
---- For `after_each`: asserts that the test has left no failure unhandled.
-function M.settled()
-  collect()
-  coop.on_unhandled(watched.previous)
-  local failure = watched.seen[1]
-  assert.equal(0, #watched.seen, failure and 'left unhandled: ' .. tostring(failure.value))
 end
 
 --- One error value of every type, with its name.

@@ -72,13 +72,11 @@ end
 before_each(helper.fresh)
 before_each(function()
   servers = {}
-  helper.watch()
 end)
 after_each(run(function()
   for _, server in ipairs(servers) do server:close() end
   coop.await(coop.sleep(0))
 end))
-after_each(helper.settled)
 
 describe('the client', function()
   it('gets a page', run(function()

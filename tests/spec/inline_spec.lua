@@ -25,9 +25,6 @@ local function levels()
   return n
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('the body of an inline_callbacks function', function()
   it('INL-01 gets the value of one wait, catches the error of another and returns', function()
     local good, bad = coop.Deferred(), coop.Deferred()
@@ -293,7 +290,7 @@ describe('the body of an inline_callbacks function', function()
     local log = {}
     begin(function()
       log[#log + 1] = 'body'
-      await(coop.Deferred())
+      await(helper.forever())
       log[#log + 1] = 'never'
     end)
     log[#log + 1] = 'caller'
@@ -729,7 +726,7 @@ describe('the Deferred of an inline_callbacks function', function()
     local reported = helper.unhandled(function()
       begin(function()
         local _ <close> = on_close(function() closed = closed + 1 end)
-        await(coop.Deferred())
+        await(helper.forever())
         closed = closed + 10
       end)
       assert.equal(0, closed)

@@ -38,13 +38,11 @@ end
 before_each(helper.fresh)
 before_each(function()
   servers = {}
-  helper.watch()
 end)
 after_each(run(function()
   for _, server in ipairs(servers) do server:close() end
   await(coop.sleep(0))
 end))
-after_each(helper.settled)
 
 local function python(script) return 'python3 -u -c ' .. quote(script) end
 local function node(script) return 'node -e ' .. quote(script) end

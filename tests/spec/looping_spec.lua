@@ -24,10 +24,8 @@ describe('a looping call', function()
   end
 
   before_each(function()
-    helper.watch()
     clk, times = coop.Clock(), {}
   end)
-  after_each(helper.settled)
 
   it('LOOP-01 runs now and then in every interval, with its arguments', function()
     local log = {}
@@ -631,8 +629,6 @@ describe('a looping call', function()
 end)
 
 describe('a looping call of the reactor', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('runs until it is stopped', run(function()
     local n = 0
@@ -663,10 +659,8 @@ end)
 describe('a call deferred', function()
   local clk
   before_each(function()
-    helper.watch()
     clk = coop.Clock()
   end)
-  after_each(helper.settled)
 
   it('LATER-01 is made in time, with its arguments, and gives its value', function()
     local seen

@@ -71,8 +71,6 @@ end
 local function pass(seconds) await(coop.sleep(seconds or 0.02)) end
 
 describe('a connection', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('carries what is written to the other end', waiting(function()
     local a, b, cleanup <close> = pair()
@@ -457,8 +455,6 @@ describe('a connection', function()
 end)
 
 describe('connect', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('fails where nobody listens', waiting(function()
     local server = listen(upper)
@@ -596,8 +592,6 @@ describe('connect', function()
 end)
 
 describe('a server', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('tells its port, and raises when that is in use', waiting(function()
     local server = listen(upper)
@@ -830,9 +824,6 @@ end)
 describe('luv beside coop', function()
   local ok, uv = pcall(require, 'luv')
   if not ok then return pending('luv', function() end) end
-
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('has its timers on the same loop', waiting(function()
     local order, done = {}, coop.Deferred()

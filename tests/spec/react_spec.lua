@@ -198,8 +198,6 @@ child.each(function(name, execute)
 end)
 
 describe('run', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('returns what main returns, given its arguments', function()
     local seen

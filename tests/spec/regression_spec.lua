@@ -69,9 +69,7 @@ end
 
 before_each(function()
   helper.fresh()
-  helper.watch()
 end)
-after_each(helper.settled)
 
 describe('a second waiter that comes while a pause ends', function()
   it('gets the value, a Coroutine', function()
@@ -573,6 +571,7 @@ describe('a delayed call', function()
     coop.call_later(0.005, function() over:callback() end)
     await(over)
     assert.is_false(late())
+    await(coop.sleep(0)) -- the last of them is called
   end))
 
   it('that makes itself again leaves what comes from outside its turn', run(function()
@@ -580,6 +579,7 @@ describe('a delayed call', function()
     local late = busy(function() return job.called end)
     assert.equal(5, await(job))
     assert.is_false(late())
+    await(coop.sleep(0)) -- the last of them is called
   end))
 
   it('that makes itself again leaves reactor:stop its turn', function()

@@ -17,8 +17,6 @@ local function note(log, name, d)
 end
 
 describe('a DeferredLock', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('SYNC-01 is held by one at a time', function()
     local lock = coop.DeferredLock()
@@ -339,8 +337,6 @@ describe('a DeferredLock', function()
 end)
 
 describe('a DeferredSemaphore', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('SYNC-14 gives as many tokens as it has, then makes wait', function()
     local semaphore, gate = coop.DeferredSemaphore(13), coop.Deferred()
@@ -525,8 +521,6 @@ describe('a DeferredSemaphore', function()
 end)
 
 describe('a DeferredQueue', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('SYNC-21 without limits serves getters in order', function()
     local queue, seen = coop.DeferredQueue(), {}

@@ -49,8 +49,6 @@ local function collect(stream)
 end
 
 describe('a job in a thread', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('fires with the first result of its function', run(function()
     assert.equal(5, await(threads.call(function(a, b) return a + b, 'more' end, 2, 3)))
@@ -281,8 +279,6 @@ describe('a job in a thread', function()
 end)
 
 describe('a pool of threads', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('refuses what is no count', function()
     for _, n in ipairs { 0, -1, 1.5, 'x', {}, 1e9, math.huge } do
@@ -524,8 +520,6 @@ describe('a pool of threads', function()
 end)
 
 describe('a stream out of a thread', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('gives what a body yields, then what the iterator gives that it returns', run(function()
     assert.same({ 3, false, 'x' }, collect(threads.stream(function(a)

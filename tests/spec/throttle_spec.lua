@@ -8,14 +8,12 @@ describe('a generator that several tasks share', function()
   local s, c, made
 
   before_each(function()
-    helper.watch()
     s, made = fakes.scheduler(), {}
     c = coop.Cooperator {
       scheduler = s.schedule,
       termination_predicate_factory = fakes.steps(1000),
     }
   end)
-  after_each(helper.settled)
 
   local work = coop.generator(function(n)
     for i = 1, n do

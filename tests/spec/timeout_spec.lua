@@ -10,13 +10,11 @@ describe('a Deferred with a timeout', function()
   local clock
 
   before_each(function()
-    helper.watch()
     clock = coop.Clock()
   end)
 
   after_each(function()
     assert.equal(0, #clock:get_delayed_calls(), 'a timer is left')
-    helper.settled()
   end)
 
   --- A translator that notes its calls and returns 'OVERRIDDEN'.

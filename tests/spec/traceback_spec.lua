@@ -59,9 +59,6 @@ local function is_clean(text)
   assert.is_true(frames > 0, text)
 end
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 describe('the traceback of a failure', function()
   it('has the frames from where it was raised to the bottom of the body', function()
     local raised, called, body

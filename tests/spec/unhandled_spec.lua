@@ -21,8 +21,6 @@ local function reports_nothing(f)
 end
 
 describe('an unhandled failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('ERR-01 is reported when the Deferred of a raising callback is collected', function()
     reports('E', function() coop.succeed():add_callback(raiser 'E') end)
@@ -149,8 +147,6 @@ describe('an unhandled failure', function()
 end)
 
 describe('a handled failure', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('is not reported when an errback saved it', function()
     reports_nothing(function() coop.fail('E'):add_errback(function() end) end)
@@ -203,8 +199,6 @@ describe('a handled failure', function()
 end)
 
 describe('on_unhandled', function()
-  before_each(helper.watch)
-  after_each(helper.settled)
 
   it('returns the function that was set before', function()
     local function first() end
