@@ -190,7 +190,7 @@ local function run(body, host)
   local failed = outcome and coop.type(outcome[1]) == 'Failure'
   if failed and not exit_status then complain(core.traceback(outcome[1])) end
   if not status then
-    local waiting = not failed and not core.stop_asked() and core.waiting() or {}
+    local waiting = not (failed or core.stop_asked() or core.waiting_told) and core.waiting() or {}
     if #waiting > 0 then tell_waiting(waiting) end
     if failed or #waiting > 0 then status = 1 end
     if core.stop_asked() then status = 0 end

@@ -463,6 +463,12 @@ local function on_file()
   return nil, true
 end
 
+-- Of what still waits has been told, or it may; the command has no more to say at its end.
+local function on_suite_end()
+  core.waiting_told = true
+  return nil, true
+end
+
 local function on_file_end()
   run.file = nil
   return nil, true
@@ -477,6 +483,7 @@ local function hook()
     busted.subscribe({ 'test', 'end' }, on_end, { priority = 1 })
     busted.subscribe({ 'file', 'start' }, on_file)
     busted.subscribe({ 'file', 'end' }, on_file_end)
+    busted.subscribe({ 'suite', 'end' }, on_suite_end, { priority = 1 })
   end
   local function finish_here() finish() end
   run.hooks[finish_here] = true

@@ -187,6 +187,7 @@ typedef struct coop_context {
   bool asked;          /* it is to be closed when what runs has returned */
   bool shutting;       /* and is being closed (lclose.c) */
   bool closed;
+  bool stirred;       /* something has come from outside since the last turn */
   bool census;        /* it is kept where things are made (lcensus.c) */
   bool turning;        /* in a turn of the loop: it is armed at its end */
   bool running_loop;   /* reactor.running */

@@ -26,6 +26,7 @@ static const char msgh_key, guard_key, guard_meta;
 static int call_back(lua_State *L, int nargs, int nresults, int flags) {
   (void)flags;
   coop_context *ctx = coop__find(L);
+  ctx->stirred = true;
   int base = lua_gettop(L) - nargs;
   if (!ctx || ctx->draining) { /* coop was closed, or libuv alone runs */
     lua_settop(L, base - 1);

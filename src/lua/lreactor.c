@@ -32,6 +32,7 @@ void coop__report_in(coop_context *ctx, lua_State *L) {
 
 /* The function is found by an address: that takes no memory. */
 bool coop__from_loop(coop_context *ctx, const void *key, void *arg) {
+  if (key != &ctx->loop) ctx->stirred = true;
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
   if (ctx->draining) return true;
   bool inside = ctx->loop.inside;

@@ -82,8 +82,9 @@ static void jump(coop_context *ctx, clock_object *c) {
   double real = coop__now();
   coop_timer *first = coop__timers_first(&c->timers);
   bool waits = coop__link_alone(&ctx->active) && ctx->loop.holds == 0 &&
-               !ctx->posted && real >= jump_at(ctx, c);
+               !ctx->posted && !ctx->stirred && real >= jump_at(ctx, c);
   c->still = real;
+  ctx->stirred = false;
   if (waits && first && first->due > c->now) c->now = first->due;
 }
 

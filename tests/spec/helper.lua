@@ -89,6 +89,9 @@ function M.unhandled(f)
   return seen
 end
 
+--- For `before_each` and `after_each`: garbage of this test alone is looked at, and all of it.
+M.watch, M.settled = collect, collect
+
 --- One error value of every type, with its name.
 function M.values()
   local list = {

@@ -6,9 +6,6 @@ local helper = require 'tests.spec.helper'
 local value_of, error_of, cap = helper.value_of, helper.error_of, helper.cap
 local inline, spawn, await = coop.inline_callbacks, coop.spawn, coop.await
 
-before_each(helper.watch)
-after_each(helper.settled)
-
 local function nothing() end
 
 -- Deferreds in every state that a script can tell apart, each with its fields.
@@ -30,7 +27,7 @@ local function states()
     ['fired with false'] = { coop.succeed(false), called = true, paused = 0, result = false },
     waiting = { coop.Deferred():add_both(nothing):add_both(function() return coop.Deferred() end),
       called = false, paused = 0 },
-    coroutine = { spawn(await, coop.Deferred()), called = false, paused = 0 },
+    coroutine = { spawn(await, helper.forever()), called = false, paused = 0 },
     finished = { spawn(tostring, 7), called = true, paused = 0, result = '7' },
   }
 end
@@ -348,7 +345,7 @@ describe('a coroutine that is used again', function()
         local held <close> = setmetatable({}, { __close = function() closed = closed + 1 end })
         kept[held] = true
         value_of(spawn(nothing))
-        await(coop.Deferred())
+        await(helper.forever())
       end)
     end
     for _ = 1, 3 do collectgarbage() end
