@@ -15,8 +15,9 @@
 ** be called from any thread at any time.
 **
 ** Ownership: the context belongs to the state. It is valid until lua_close, also
-** when it has been closed before; functions that get a closed context do nothing
-** and say so. Of a context that was closed, coop_of knows nothing any more.
+** when it has been closed before, of which some hundred bytes are kept for that;
+** functions that get a closed context, or NULL, do nothing and say so. Of a context
+** that was closed, coop_of knows nothing any more.
 */
 #ifndef COOP_H
 #define COOP_H

@@ -9,8 +9,7 @@
 */
 #include <string.h>
 
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 
 enum { ROUNDS = 8 }; /* then scripts that wait anew each time are left alone */
 
@@ -317,8 +316,9 @@ void coop__close_asked(coop_context *ctx) {
   close_now(ctx);
 }
 
-void coop_close(coop_context *ctx) {
-  if (!ctx || ctx->closed || ctx->asked || ctx->shutting) return;
+void coop_close(coop_handle *h) {
+  coop_context *ctx = coop__held(h);
+  if (!ctx || ctx->asked || ctx->shutting) return;
   if (!coop__inside(ctx)) {
     close_now(ctx);
     return;

@@ -155,6 +155,7 @@ typedef struct fiber fiber;
 
 typedef struct coop_context {
   object object;
+  struct coop_handle *handle; /* what hosts have of it (lhandle.h) */
   lua_State *L;       /* the main thread of the state */
   lua_State *running; /* the coroutine that runs, NULL outside coop's own; set by
                          coop__runs: other threads read it */
@@ -203,7 +204,6 @@ typedef struct coop_context {
   struct {             /* what is to be raised in whatever runs (linterrupt.c) */
     atomic_uint word;  /* 0, or INTERRUPT_PENDING and who is at it */
     atomic_int slot;   /* who may touch the message: an interrupt_slot */
-    atomic_bool closed;
     unsigned raised;   /* how often it has been */
     double since;      /* when it was first */
     int catcher;       /* the frame, from the base, that will catch it; 0: none */
@@ -980,6 +980,11 @@ void coop__open_threads(lua_State *L);
 int coop__host_call(lua_State *L, lua_CFunction f, const void *arg, int nargs,
                     int nres);
 void coop__open_api(lua_State *L);
+/* The handles of a state are older than any context, and so finalised after them.
+   [-0, +0, m] */
+void coop__open_handles(lua_State *L);
+/* Makes the handle of the context. [-0, +0, m] */
+void coop__open_handle(lua_State *L);
 
 /* --- the end (lclose.c) ------------------------------------------------------- */
 

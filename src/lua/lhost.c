@@ -4,8 +4,7 @@
 ** A watch keeps the Deferred that it is for, under its own address in CTX_HOLDS,
 ** until the host has been told: once, whatever comes.
 */
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 
 /* --- coroutines ------------------------------------------------------------------ */
 

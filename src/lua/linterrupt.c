@@ -25,8 +25,7 @@
 #include <sys/syscall.h>
 #endif
 
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 
 enum { LOOK = 10000 };          /* instructions between looks at the clock */
 static const double grace = 0.08; /* seconds of the processor that a script has
@@ -180,18 +179,23 @@ static void set_message(coop_context *ctx, const char *message) {
   atomic_store(&ctx->interrupt.slot, SLOT_SET);
 }
 
-void coop_interrupt(coop_context *ctx, const char *message) {
+static void interrupt(coop_context *ctx, const char *message) {
   atomic_fetch_add(&ctx->interrupt.word, INTERRUPT_AT_IT);
   barrier(ctx);
-  if (!atomic_load(&ctx->interrupt.closed)) {
-    lua_State *co = __atomic_load_n(&ctx->running, __ATOMIC_RELAXED);
-    set_message(ctx, message);
-    atomic_fetch_or(&ctx->interrupt.word, INTERRUPT_PENDING);
-    lua_sethook(ctx->L, hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
-    if (co) lua_sethook(co, hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
-    coop__loop_wake(&ctx->loop);
-  }
+  lua_State *co = __atomic_load_n(&ctx->running, __ATOMIC_RELAXED);
+  set_message(ctx, message);
+  atomic_fetch_or(&ctx->interrupt.word, INTERRUPT_PENDING);
+  lua_sethook(ctx->L, hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
+  if (co) lua_sethook(co, hook, LUA_MASKCALL | LUA_MASKCOUNT, 1);
+  coop__loop_wake(&ctx->loop);
   atomic_fetch_sub(&ctx->interrupt.word, INTERRUPT_AT_IT);
+}
+
+void coop_interrupt(coop_handle *h, const char *message) {
+  if (!h) return;
+  atomic_fetch_add(&h->at_it, 1);
+  if (!atomic_load(&h->closed)) interrupt(h->ctx, message ? message : "interrupted!");
+  atomic_fetch_sub(&h->at_it, 1);
 }
 
 void coop__interrupt_told(coop_context *ctx) {
@@ -201,8 +205,11 @@ void coop__interrupt_told(coop_context *ctx) {
 }
 
 void coop__interrupts_end(coop_context *ctx) {
-  atomic_store(&ctx->interrupt.closed, true);
-  await_interrupters(ctx);
+  coop_handle *h = ctx->handle;
+  if (h) {
+    atomic_store(&h->closed, true);
+    while (atomic_load(&h->at_it) > 0) sched_yield();
+  }
   clear(ctx);
 }
 

@@ -9,8 +9,7 @@
 #include <string.h>
 
 #include "command.h"
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 #include "parts.h"
 
 const kind_tag coop__kinds[KIND_COUNT] = {
@@ -377,6 +376,7 @@ static int context__gc(lua_State *L) {
   if (!ctx) return 0;
   coop__shut(ctx);
   coop__loop_finish(&ctx->loop);
+  if (ctx->handle) ctx->handle->ctx = NULL;
   if (ctx->posts) coop__posts_release(ctx->posts);
   ctx->posts = NULL;
   return 0;
@@ -448,6 +448,7 @@ static int fill(lua_State *L) {
   for (int i = 0; internal_parts[i]; i++) runpart(L, internal_parts[i]);
   coop__seal_deferred(L);
   preload_public(L);
+  coop__open_handle(L);
   return 0;
 }
 
@@ -458,6 +459,7 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   if (lua_getfield(L, LUA_REGISTRYINDEX, module_name) != LUA_TNIL)
     luaL_error(L, "another copy of coop is open in this state");
   lua_pop(L, 1);
+  coop__open_handles(L);
   int top = lua_gettop(L);
   ctx = lua_newuserdatauv(L, sizeof *ctx, CTX_NUV);
   memset(ctx, 0, sizeof *ctx);

@@ -7,8 +7,7 @@
 */
 #include <math.h>
 
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 
 /* core[name](), the core at 1. [-0, +0, e] */
 static bool ask(lua_State *L, const char *name) {
@@ -17,6 +16,18 @@ static bool ask(lua_State *L, const char *name) {
   bool is = lua_toboolean(L, -1);
   lua_pop(L, 1);
   return is;
+}
+
+/* Seconds until a turn is wanted though the descriptor is not readable, or -1. */
+static double timeout(const coop_context *ctx) {
+  if (ctx->closed) return -1;
+  double next = coop__loop_timeout(&ctx->loop);
+  coop_timer *first = coop__timers_first(ctx->timers);
+  if (next == 0 || !coop__link_alone(&ctx->active) || coop__posts_left(ctx)) return 0;
+  if (!first) return next;
+  double due = first->due - coop__now();
+  if (due < 0) due = 0;
+  return next < 0 || due < next ? due : next;
 }
 
 /* poll(): true when the reactor has been stopped. */
@@ -28,7 +39,7 @@ static int poll(lua_State *L) {
   do {
     coop__turn(L, false);
   } while (!ctx->closed && !coop__overdue(ctx) && !ask(L, "stop_asked") &&
-           coop_backend_timeout(ctx) == 0);
+           timeout(ctx) == 0);
   lua_pushboolean(L, ask(L, "end_poll"));
   return 1;
 }
@@ -38,9 +49,10 @@ static bool work_remains(coop_context *ctx) {
   return !ctx->closed && (uv_loop_alive(ctx->loop.uv) || coop__posts_left(ctx));
 }
 
-int coop_poll(coop_context *ctx, double budget) {
+int coop_poll(coop_handle *h, double budget) {
+  coop_context *ctx = coop__held(h);
+  if (!ctx) return 0;
   lua_State *L = ctx->L;
-  if (ctx->closed) return 0;
   if (ctx->looping || ctx->turning) return -1;
   ctx->until = coop__now() + (budget > 0 ? budget : 0);
   coop__loop_hold(&ctx->loop); /* or libuv would not look for posts */
@@ -55,17 +67,12 @@ int coop_poll(coop_context *ctx, double budget) {
   return !stopped && work_remains(ctx);
 }
 
-int coop_backend_fd(const coop_context *ctx) {
-  return ctx->closed ? -1 : uv_backend_fd(ctx->loop.uv);
+int coop_backend_fd(const coop_handle *h) {
+  coop_context *ctx = coop__held(h);
+  return ctx ? uv_backend_fd(ctx->loop.uv) : -1;
 }
 
-double coop_backend_timeout(const coop_context *ctx) {
-  if (ctx->closed) return -1;
-  double next = coop__loop_timeout(&ctx->loop);
-  coop_timer *first = coop__timers_first(ctx->timers);
-  if (next == 0 || !coop__link_alone(&ctx->active) || coop__posts_left(ctx)) return 0;
-  if (!first) return next;
-  double due = first->due - coop__now();
-  if (due < 0) due = 0;
-  return next < 0 || due < next ? due : next;
+double coop_backend_timeout(const coop_handle *h) {
+  coop_context *ctx = coop__held(h);
+  return ctx ? timeout(ctx) : -1;
 }

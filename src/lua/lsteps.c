@@ -5,8 +5,7 @@
 ** closure over a userdata which owns the host's pointer: whatever ends it, the
 ** pointer is released once, and never during a step.
 */
-#include "coop.h"
-#include "lcoop.h"
+#include "lhandle.h"
 
 typedef struct steps {
   coop_step_fn step; /* NULL once it has ended */

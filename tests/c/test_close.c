@@ -4,6 +4,7 @@
 */
 #include <dirent.h>
 #include <malloc.h>
+#include <pthread.h>
 
 #include "host.h"
 
@@ -405,10 +406,12 @@ static void a_run_within_a_run_by_no_coroutine_is_refused(void **state) {
   assert_global(h, "n", 1);
 }
 
+/* But for the handles that hosts may still have. */
 static void nothing_is_left_in_the_state(void **state) {
   lua_State *L = luaL_newstate();
   (void)state;
   luaL_openlibs(L);
+  coop_close(coop_open(L, NULL));
   assert_false(luaL_dostring(L, "yield, wrap = coroutine.yield, coroutine.wrap\n"
                                 "count = 0\n"
                                 "for k in pairs(debug.getregistry()) do\n"
@@ -430,6 +433,55 @@ static void nothing_is_left_in_the_state(void **state) {
                        "assert(count == 0, count)"))
     fail_msg("%s", lua_tostring(L, -1));
   lua_close(L);
+}
+
+static void *post_in_vain(void *ud) {
+  int n = 0;
+  for (int i = 0; i < 1000; i++) {
+    if (coop_post(ud, note_post, &n) == 0) return NULL;
+    coop_interrupt(ud, "enough!");
+  }
+  return ud;
+}
+
+static void it_is_valid_when_it_was_closed_and_collected(void **state) {
+  lua_State *L = luaL_newstate();
+  pthread_t thread;
+  void *refused;
+  (void)state;
+  luaL_openlibs(L);
+  coop_context *ctx = coop_open(L, NULL);
+  coop_close(ctx);
+  lua_gc(L, LUA_GCCOLLECT);
+  lua_gc(L, LUA_GCCOLLECT);
+  assert_int_equal(pthread_create(&thread, NULL, post_in_vain, ctx), 0);
+  assert_null(coop_loop(ctx));
+  assert_int_equal(coop_poll(ctx, 1), 0);
+  assert_int_equal(coop_backend_fd(ctx), -1);
+  assert_true(coop_backend_timeout(ctx) < 0);
+  assert_int_equal(coop_run(ctx), LUA_ERRRUN);
+  assert_int_equal(lua_gettop(L), 1);
+  coop_close(ctx);
+  assert_true(coop_open(L, NULL) != ctx);
+  coop_close(ctx);
+  assert_non_null(coop_of(L));
+  assert_false(luaL_dostring(L, "for i = 1, 100000 do end")); /* not interrupted */
+  pthread_join(thread, &refused);
+  assert_ptr_equal(refused, ctx);
+  lua_close(L);
+}
+
+static void no_context_is_a_closed_one(void **state) {
+  int n = 0;
+  (void)state;
+  coop_close(NULL);
+  assert_null(coop_loop(NULL));
+  assert_int_equal(coop_run(NULL), LUA_ERRRUN);
+  assert_int_equal(coop_poll(NULL, 1), 0);
+  assert_int_equal(coop_backend_fd(NULL), -1);
+  assert_true(coop_backend_timeout(NULL) < 0);
+  assert_int_not_equal(coop_post(NULL, note_post, &n), 0);
+  coop_interrupt(NULL, "enough!");
 }
 
 static void it_may_be_opened_anew(void **state) {
@@ -536,6 +588,8 @@ int main(void) {
     test(an_error_while_it_is_closed_is_reported),
     test(a_run_within_a_run_by_no_coroutine_is_refused),
     cmocka_unit_test(nothing_is_left_in_the_state),
+    cmocka_unit_test(it_is_valid_when_it_was_closed_and_collected),
+    cmocka_unit_test(no_context_is_a_closed_one),
     test(it_may_be_opened_anew),
     cmocka_unit_test(a_thousand_rounds_in_one_state_leave_no_growth),
     cmocka_unit_test(a_thousand_states_leave_no_growth),
