@@ -522,6 +522,7 @@ void coop__push_command(lua_State *L) {
 int luaopen_coop(lua_State *L) {
   luaL_checkversion(L);
   if (lua_getfield(L, LUA_REGISTRYINDEX, module_name) != LUA_TNIL) return 1;
+  lua_pop(L, 1);
   coop__open(L, NULL);
   lua_getfield(L, LUA_REGISTRYINDEX, module_name);
   return 1;

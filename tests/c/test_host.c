@@ -116,6 +116,19 @@ static void opening_the_module_opens_a_context(void **state) {
   lua_close(L);
 }
 
+static void the_open_function_pushes_the_module_and_no_more(void **state) {
+  lua_State *L = luaL_newstate();
+  (void)state;
+  luaL_openlibs(L);
+  for (int i = 1; i <= 2; i++) {
+    assert_int_equal(luaopen_coop(L), 1);
+    assert_int_equal(lua_gettop(L), i);
+    assert_int_equal(lua_type(L, -1), LUA_TTABLE);
+  }
+  assert_true(lua_rawequal(L, 1, 2));
+  lua_close(L);
+}
+
 static void the_version_is_that_of_the_header(void **state) {
   (void)state;
   assert_string_equal(coop_version(), COOP_VERSION);
@@ -495,7 +508,7 @@ static void a_script_may_close_it_in_a_run(void **state) {
   lua_register(h->L, "close_coop", close_coop);
   script(h, "n = 0\n"
             "coop.call_later(0, function() close_coop(); n = n + 1 end)\n"
-            "coop.call_later(0.001, function() n = n + 10 end)");
+            "coop.call_later(60, function() n = n + 10 end)");
   run(h);
   assert_global(h, "n", 1);
   lua_gc(h->L, LUA_GCCOLLECT);
@@ -595,6 +608,7 @@ int main(void) {
     cmocka_unit_test(no_context_is_found_where_none_was_opened),
     test(scripts_need_no_path_to_require_it),
     cmocka_unit_test(opening_the_module_opens_a_context),
+    cmocka_unit_test(the_open_function_pushes_the_module_and_no_more),
     cmocka_unit_test(the_version_is_that_of_the_header),
     test(a_run_ends_when_nothing_is_left),
     test(a_run_of_nothing_returns_at_once),
