@@ -10,7 +10,7 @@
 
 #include "lcooperator.h"
 
-enum { STRIDE_MAX = 16 };  /* steps between two questions whether a slice is over */
+enum { STRIDE_MAX = 32 };  /* steps between two questions whether a slice is over */
 static const double POLL_EVERY = 0.001; /* seconds, for input during a slice */
 
 /* --- ticks ---------------------------------------------------------------------------- */

@@ -49,10 +49,14 @@ static int step_generator(coop_task *base, void *host) {
   lua_State *co = g->co;
   if (g->state != GENERATOR_READY || t->resumes || lua_status(co) != LUA_YIELD)
     return STEP_EVENT;
-  const coop_sched *s = &t->c->sched;
+  coop_sched *s = &t->c->sched;
   if (s->count > CROWD) foresee(t);
   coop__runs(g->ctx, co);
-  coop__stepping.co = has_next(s) ? co : NULL;
+  coop__stepping.co = NULL;
+  if (has_next(s)) {
+    coop__stepping.co = co;
+    coop__sched_lend(s);
+  }
   coop__stepping.n = NULL;
   return lua_resume(co, host, 0, &base->nout);
 }
