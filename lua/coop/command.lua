@@ -10,7 +10,7 @@ Available options are:
   -l g=mod require library 'mod' into global 'g'
   -v       show version information
   -E       ignore environment variables
-  -W       turn warnings on
+  -W       turn warnings on, and tell where things were made
   -h       show this help
   --       stop handling options
   -        stop handling options and execute stdin
@@ -114,6 +114,7 @@ local function act(action)
     _G[global] = require(module)
   else
     warn('@on')
+    core.census(true)
   end
 end
 

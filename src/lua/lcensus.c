@@ -122,6 +122,11 @@ static void place_of(lua_State *L) {
   lua_remove(L, -2);
 }
 
+void coop__pushmade(lua_State *L, int idx) {
+  lua_pushvalue(L, idx);
+  place_of(L);
+}
+
 /* core.made(object): "file:line", or nil. */
 static int made(lua_State *L) {
   luaL_checkany(L, 1);

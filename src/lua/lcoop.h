@@ -892,6 +892,8 @@ static inline bool coop__counted(lua_State *L) {
    where the coroutine was started. [-0, +0, m] */
 void coop__note_made(lua_State *L, int idx);
 void coop__note_started(lua_State *L, lua_State *co);
+/* Pushes where the object at 'idx' was made, or nil: the census was off. [-0, +1, -] */
+void coop__pushmade(lua_State *L, int idx);
 /* What is at 'to' counts as made where the object at 'from' was. [-0, +0, m] */
 void coop__note_as(lua_State *L, int from, int to);
 /* The coroutine is being collected while it waits. [-0, +0, m] */

@@ -259,10 +259,12 @@ static int traceback_p(lua_State *L) {
 static bool report_to(lua_State *L) { return coop__pcall(L, 1, 0, 0); }
 
 static void report_default(lua_State *L) {
+  int at = lua_gettop(L);
+  coop__pushmade(L, at);
   pushctx(L, CTX_CORE);
   lua_getfield(L, -1, "traceback");
   lua_remove(L, -2);
-  lua_insert(L, -2);
+  lua_pushvalue(L, at);
   if (lua_pcall(L, 1, 1, 0) != LUA_OK) {
     lua_pop(L, 1);
     lua_pushliteral(L, "(no memory for its text)");
@@ -272,9 +274,11 @@ static void report_default(lua_State *L) {
                          : "coop: unhandled failure: ",
         stderr);
   fwrite(lua_tostring(L, -1), 1, lua_rawlen(L, -1), stderr);
+  if (lua_isstring(L, at + 1))
+    fprintf(stderr, "\n\t(of what was made at %s)", lua_tostring(L, at + 1));
   fputc('\n', stderr);
   fflush(stderr);
-  lua_pop(L, 1);
+  lua_settop(L, at - 1);
 }
 
 void coop__report(lua_State *L) {

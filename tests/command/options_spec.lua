@@ -92,6 +92,28 @@ describe('the command line', function()
       assert.matches('Lua warning: careful', run_coop({ '-W', '-e', 'warn "careful"' }).err)
     end)
 
+    it('has it told where things were made', function()
+      local script = [[
+        local coop = require 'coop'
+        local function make() return coop.Deferred() end
+        local d = make()
+        coop.call_later(0, function() d:errback 'lost' d = nil end)
+        coop.await(coop.sleep(0.001))
+        local e = make()
+        coop.spawn(function()
+          coop.await(e)
+        end)
+      ]]
+      local result = process.run_coop { '-W', process.file(script) }
+      assert.matches('unhandled failure: lost\n', result.err, 1, true)
+      assert.matches('\n\t%(of what was made at [^\n]*%.lua:2%)\n', result.err)
+      assert.matches('%.lua:8: a coroutine waits here, for a Deferred made at [^\n]*%.lua:2 '
+        .. '%(started at [^\n]*%.lua:7%)\n', result.err)
+      result = process.run_coop { process.file(script) }
+      assert.matches('%.lua:8: a coroutine waits here, for a Deferred\n', result.err)
+      assert.is_nil(result.err:find('made at', 1, true))
+    end)
+
     it('is needed for them', function()
       assert.equal('', run_coop({ '-e', 'warn "careful"' }).err)
     end)
