@@ -167,10 +167,10 @@ typedef struct coop_context {
   lua_Integer work;   /* size of CTX_WORK */
   lua_Integer later_first, later_last; /* CTX_LATER, empty when first > last */
   struct {             /* of fibers (lpool.c) */
-    fiber *idle;       /* to be used again, the last one first */
+    coop_link idle;    /* to be used again, the last one first */
     int nidle;
-    lua_Integer places; /* in CTX_POOL */
-    lua_Integer vacant; /* the first that holds none, or 0 */
+    int32_t places;    /* in CTX_POOL */
+    int32_t vacant;    /* the first that holds none, or 0 */
   } pool;
   lua_Integer passing; /* size of CTX_PASSING */
   coop_link fibers;    /* all that have a body which has not ended */
@@ -597,9 +597,9 @@ struct fiber {
   object object;
   lua_State *co;
   coop_context *ctx; /* NULL once the context is gone */
-  coop_link link;   /* in ctx->fibers while it has a body that has not ended */
-  fiber *next;      /* of those that are idle */
-  lua_Integer place; /* in the pool that holds it, or 0 */
+  coop_link link;   /* in ctx->fibers while it has a body that has not ended, else in
+                       the pool if that is idle */
+  int32_t place;    /* in the pool that holds it, or 0 */
   bool spent;       /* a script has seen the thread: it is not used again */
   bool waits;       /* suspended in an await */
   bool inner;       /* FIBER_INNER is a list: a wait passed through others */
@@ -617,8 +617,6 @@ void coop__fiber_hold(lua_State *L, coop_context *ctx, fiber *f);
    be empty or dead and closed. [-0, +0, m] */
 void coop__fiber_give(lua_State *L, int idx);
 void coop__fiber_back(lua_State *L, coop_context *ctx, fiber *f);
-/* The state is being closed: what the pool holds is not used again. */
-void coop__pool_drop(coop_context *ctx);
 /* Pushes the error that 'co' died of; its frames, if it was a fiber, are in
    CTX_FRAMES. The thread is closed and empty. [-0, +1, m] */
 void coop__fiber_error(lua_State *L, lua_State *co);

@@ -645,7 +645,6 @@ static int fiber__gc(lua_State *L) {
   lua_State *co = f->co;
   coop__link_remove(&f->link);
   if (!f->ctx) return 0;
-  if (f->place) coop__pool_drop(f->ctx);
   f->co = NULL;
   lua_getiuservalue(L, 1, FIBER_THREAD);
   lua_settop(L, 2);

@@ -468,6 +468,7 @@ coop_context *coop__open(lua_State *L, uv_loop_t *uv) {
   ctx->later_first = 1;
   ctx->until = HUGE_VAL;
   coop__link_init(&ctx->fibers);
+  coop__link_init(&ctx->pool.idle);
   coop__link_init(&ctx->active);
   coop__link_init(&ctx->watches);
   coop__link_init(&ctx->outside.closers);

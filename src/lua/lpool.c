@@ -12,12 +12,12 @@ enum { IDLE_MAX = 256 };
 
 /* Puts the fiber on top into a place. [-1, +0, m] */
 static void place(lua_State *L, coop_context *ctx, fiber *f) {
-  lua_Integer at = ctx->pool.vacant;
+  int32_t at = ctx->pool.vacant;
   pushctx(L, CTX_POOL);
   lua_insert(L, -2);
   if (at) {
     lua_rawgeti(L, -2, at);
-    ctx->pool.vacant = lua_tointeger(L, -1);
+    ctx->pool.vacant = (int32_t)lua_tointeger(L, -1);
     lua_pop(L, 1);
   } else {
     at = ctx->pool.places + 1;
@@ -29,9 +29,10 @@ static void place(lua_State *L, coop_context *ctx, fiber *f) {
 }
 
 fiber *coop__fiber_take(lua_State *L, coop_context *ctx) {
-  fiber *f = ctx->pool.idle;
-  if (f) {
-    ctx->pool.idle = f->next;
+  fiber *f;
+  if (!coop__link_alone(&ctx->pool.idle)) {
+    f = coop_container(ctx->pool.idle.next, fiber, link);
+    coop__link_remove(&f->link);
     ctx->pool.nidle--;
   } else {
     f = coop__fiber_make(L);
@@ -62,8 +63,7 @@ static bool reusable(const coop_context *ctx, const fiber *f) {
 
 static void put_idle(coop_context *ctx, fiber *f) {
   if (lua_gethook(f->co)) lua_sethook(f->co, NULL, 0, 0);
-  f->next = ctx->pool.idle;
-  ctx->pool.idle = f;
+  coop__link_insert(ctx->pool.idle.next, &f->link);
   ctx->pool.nidle++;
 }
 
@@ -93,9 +93,4 @@ void coop__fiber_back(lua_State *L, coop_context *ctx, fiber *f) {
     coop__fiber_hold(L, ctx, f);
     lua_pop(L, 1);
   }
-}
-
-void coop__pool_drop(coop_context *ctx) {
-  ctx->pool.idle = NULL;
-  ctx->pool.nidle = 0;
 }
