@@ -7,6 +7,7 @@
 ** collector does: that costs nothing before. Cancelling may make scripts wait for
 ** something new: it is done again until nothing is pending, with force.
 */
+#include <math.h>
 #include <string.h>
 
 #include "lhandle.h"
@@ -289,10 +290,11 @@ static void close_now(coop_context *ctx) {
   lua_State *L = ctx->turn_L ? ctx->turn_L : ctx->L;
   if (!lua_checkstack(L, 16)) return;
   ctx->shutting = true;
+  ctx->until = HUGE_VAL; /* of a poll: that has all the time it needs */
   perform(ctx, L, end_polls, 0);
   coop__threads_stop(ctx);
   coop__posts_close(ctx->posts);
-  coop__run_posts(ctx);
+  coop__run_last_posts(ctx);
   perform(ctx, L, coop__stop_all, 0);
   perform(ctx, L, fail_pending, push_held(L));
   perform(ctx, L, coop__stop_all, 0);

@@ -968,6 +968,8 @@ typedef struct posted {
 bool coop__posts_left(const coop_context *ctx);
 /* Makes the calls that have been posted, each protected. [-0, +0, -] */
 void coop__run_posts(coop_context *ctx);
+/* All of them, when the queue is closed. */
+void coop__run_last_posts(coop_context *ctx);
 /* Stops all threads and waits for them, but not for long; every job gets an
    outcome. [-0, +0, -] */
 void coop__threads_stop(coop_context *ctx);

@@ -101,6 +101,11 @@ void coop__run_posts(coop_context *ctx) {
   if (ctx->posted) coop__loop_wake(&ctx->loop);
 }
 
+void coop__run_last_posts(coop_context *ctx) {
+  coop__run_posts(ctx); /* what a poll had taken and no time for */
+  coop__run_posts(ctx);
+}
+
 bool coop__posts_left(const coop_context *ctx) {
   return ctx->posted || coop__posts_pending(ctx->posts);
 }

@@ -327,14 +327,6 @@ static void do_job(worker *w, job *j) {
 
 /* --- workers --------------------------------------------------------------------------- */
 
-static void free_job(job *j) {
-  if (j->stream) coop__stream_release(j->stream);
-  coop__bytes_free(&j->in);
-  coop__bytes_free(&j->out);
-  free(j->trace);
-  free(j);
-}
-
 static void free_worker(worker *w) {
   if (w->L) coop__state_close(w->L);
   coop__bytes_free(&w->scratch);
@@ -373,15 +365,19 @@ static void unlock_and_release(pool *p) {
   free(p);
 }
 
-static void hold_pool(pool *p) {
-  uv_mutex_lock(&p->mutex);
-  p->holders++;
-  uv_mutex_unlock(&p->mutex);
-}
-
 void coop__pool_release(pool *p) {
   uv_mutex_lock(&p->mutex);
   unlock_and_release(p);
+}
+
+static void free_job(job *j) {
+  pool *p = j->pool;
+  if (j->stream) coop__stream_release(j->stream);
+  coop__bytes_free(&j->in);
+  coop__bytes_free(&j->out);
+  free(j->trace);
+  free(j);
+  coop__pool_release(p);
 }
 
 /* Where a thread begins and ends. */
@@ -619,7 +615,6 @@ static void drop(lua_State *L, job *j) {
 static void on_done(lua_State *L, void *ud) {
   job *j = ud;
   pool *p = j->pool;
-  hold_pool(p); /* what is called may sweep */
   coop__link_remove(&j->flight);
   bool dropped = j->dropped;
   drop(L, j);
@@ -630,9 +625,8 @@ static void on_done(lua_State *L, void *ud) {
     lua_pushlightuserdata(L, j);
     status = lua_pcall(L, 1, 0, 0);
   }
-  free_job(j);
   landed(L, p);
-  coop__pool_release(p);
+  free_job(j); /* and lets go of the pool: what is called may sweep */
   if (status != LUA_OK) lua_error(L);
 }
 
@@ -655,8 +649,8 @@ static int cancel_job(lua_State *L) {
   drop(L, j);
   if (!queued) return 0; /* it runs, for nothing */
   coop__link_remove(&j->flight);
-  free_job(j);
   landed(L, p);
+  free_job(j);
   return 0;
 }
 
@@ -682,6 +676,7 @@ static job *new_job(lua_State *L, pool *p, stream *s, int nin) {
 static bool enqueue(pool *p, job *j) {
   uv_mutex_lock(&p->mutex);
   coop__link_insert(&p->queue, &j->link);
+  p->holders++; /* the job */
   p->queued++;
   bool more = p->queued > p->idle && p->count < p->limit;
   uv_cond_signal(&p->work);
@@ -934,7 +929,7 @@ static unsigned await_pool(pool *p, double deadline) {
    does that there will be nothing more. */
 static int settle(lua_State *L) {
   threads *t = getctx(L)->threads;
-  coop__run_posts(getctx(L));
+  coop__run_last_posts(getctx(L));
   for (coop_link *l = t->pools.next; l != &t->pools; l = l->next) {
     pool *p = coop_container(l, pool, link);
     coop_link queue;

@@ -24,7 +24,7 @@ typedef struct pool {
   coop_link workers;
   size_t queued, most; /* jobs in the queue, and how many there may be */
   unsigned idle, count, limit; /* workers */
-  unsigned holders;    /* the context, the userdata, the workers */
+  unsigned holders;    /* the context, the userdata, the workers, the jobs */
   bool ending;         /* workers end when the queue is empty */
   bool stopping;       /* and now */
   coop_posts *posts;

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #include "host.h"
 
@@ -574,6 +575,50 @@ static void a_thousand_states_leave_no_growth(void **state) {
   assert_in_range(mallinfo2().uordblks, 0, memory + 16384);
 }
 
+static void nop(lua_State *L, void *ud) { (void)L, (void)ud; }
+
+/* What a poll has taken from the queue and left for the next stands before what the
+   threads bring while they are stopped. */
+static void jobs_come_back_behind_what_a_poll_has_left(void **state) {
+  (void)state;
+  host h;
+  open_host(&h, NULL);
+  script(&h,
+         "coop.on_unhandled(function() end)\n"
+         "path = os.tmpname()\n"
+         "require 'coop.threads'.call(function(path)\n"
+         "  os.remove(path)\n"
+         "  while true do end\n"
+         "end, path):add_both(function(f) outcome = coop.type(f) end)");
+  lua_getglobal(h.L, "path");
+  while (access(lua_tostring(h.L, -1), F_OK) == 0) uv_sleep(1);
+  lua_pop(h.L, 1);
+  for (int i = 0; i < 20; i++) assert_int_equal(coop_post(h.ctx, nop, NULL), 0);
+  assert_int_equal(coop_poll(h.ctx, 0), 1);
+  coop_close(h.ctx);
+  lua_getglobal(h.L, "outcome");
+  assert_string_equal(lua_tostring(h.L, -1), "Failure");
+  lua_close(h.L);
+}
+
+static void count_post(lua_State *L, void *ud) { (void)L, ++*(int *)ud; }
+static void close_in_post(lua_State *L, void *ud) { (void)L, coop_close(ud); }
+
+/* Also those for which that poll had no time. */
+static void posts_run_though_a_poll_is_closed_from_within(void **state) {
+  host h;
+  int n = 0;
+  (void)state;
+  open_host(&h, NULL);
+  assert_int_equal(coop_post(h.ctx, close_in_post, h.ctx), 0);
+  for (int i = 0; i < 20; i++)
+    assert_int_equal(coop_post(h.ctx, count_post, &n), 0);
+  coop_poll(h.ctx, 0);
+  assert_null(coop_of(h.L));
+  assert_int_equal(n, 20);
+  lua_close(h.L);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
     test(everything_in_flight_gets_an_outcome),
@@ -581,6 +626,8 @@ int main(void) {
     cmocka_unit_test(handles_of_luv_are_closed_too),
     cmocka_unit_test(the_end_of_the_state_closes_it_with_everything_in_flight),
     test(watches_steps_and_posts_of_the_host_come_to_an_end),
+    cmocka_unit_test(jobs_come_back_behind_what_a_poll_has_left),
+    cmocka_unit_test(posts_run_though_a_poll_is_closed_from_within),
     cmocka_unit_test(it_may_be_closed_from_within),
     cmocka_unit_test(steps_posts_and_watches_may_close_it),
     cmocka_unit_test(a_callback_of_the_host_s_may_close_it),

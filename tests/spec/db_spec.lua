@@ -521,7 +521,7 @@ describe('a pool of connections', function()
       local result = child.coop([[
         local coop, flow = require 'coop', require 'coop.flow'
         local pool = require 'coop.db'.ConnectionPool('sqlite3', ':memory:')
-        local sql = 'with recursive n(i) as (select 1 union all select i + 1 from n) select i from n'
+        local sql = 'with recursive n(i) as (select 1 union all select i+1 from n) select i from n'
       ]] .. take)
       assert.equal('', result.err)
       assert.equal(0, result.status)
