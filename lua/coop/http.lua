@@ -594,8 +594,8 @@ local function take_kept(self)
   return type(kept) == 'table' and table.concat(kept) or kept or ''
 end
 
--- Sends what was kept back and `s`. The Deferred of that; or nil and what is wrong: then nothing has
--- been sent, and nothing has changed.
+-- Sends what was kept back and `s`. The Deferred of that; or nil and what is wrong: then nothing is
+-- sent, and nothing has changed.
 local function push(self, s)
   local kept, size, sent = self._kept, self._size, self._sent
   local head, body, problem = '', nil, nil
