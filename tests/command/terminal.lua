@@ -23,7 +23,7 @@ end
 
 function Terminal:_tmux(...)
   local text, ok = read_command('env', '-u', 'TMUX', 'LC_ALL=C.UTF-8', 'tmux', '-u', '-f',
-    '/dev/null', '-L', self._name, ...)
+    '/dev/null', '-S', self._socket, ...)
   if not ok then error('tmux: ' .. text, 2) end
   return text
 end
@@ -80,15 +80,15 @@ end
 
 function Terminal:close()
   pcall(self._tmux, self, 'kill-server')
+  os.remove(self._socket)
 end
-
-local count = 0
 
 --- Starts a shell command (text) on a terminal of 80 columns, and says `status N` when it has
 --- ended. `env` is its environment beside that of the tests.
 local function open(command, env)
-  count = count + 1
-  local self = setmetatable({ _name = ('coop-test-%d-%d'):format(uv.os_getpid(), count) }, Terminal)
+  local socket = os.tmpname()
+  os.remove(socket)
+  local self = setmetatable({ _socket = socket }, Terminal)
   local words = { 'env', '-u', 'NO_COLOR', '-u', 'LUA_INIT', '-u', 'LUA_PATH', '-u', 'LUA_CPATH',
     'INPUTRC=/dev/null', 'LC_ALL=C.UTF-8' }
   for name, value in pairs(env or {}) do words[#words + 1] = quoted(name .. '=' .. value) end
