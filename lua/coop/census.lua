@@ -16,6 +16,9 @@ local function made_at(object, known)
   return place and place ~= known and ' made at ' .. place or ''
 end
 
+-- Where a function is written, if the state has the library for it.
+local function source_of(f) return debug and debug.getinfo(f, 'S').source end
+
 -- What a Deferred stands for. `known` is a place that need not be told again.
 local function thing(d, known, deeper)
   local behind = core.behind(d)
@@ -28,6 +31,8 @@ local function thing(d, known, deeper)
     more = (' with %s left'):format(seconds(behind:get_time() - coop.reactor:seconds()))
   elseif kind == 'CooperativeTask' then
     text = 'the values of a task'
+  elseif type(behind) == 'function' and source_of(behind) == '=[coop.sync]' then
+    text = 'its turn at a lock, a semaphore or a queue'
   end
   text = text .. made_at(d, known) .. more
   if coop.is_deferred(behind) and not deeper then

@@ -231,6 +231,14 @@ it('is innocent', testing.async(function() coop.await(coop.sleep(0)) end))
     assert.is_true(result.seconds < 10)
   end)
 
+  each('tells of a lock', function(options)
+    local result = run(test [[
+      local lock = coop.DeferredLock()
+      coop.await(lock:acquire())
+      coop.await(lock:acquire())]], options)
+    says(result, 'FILE:6: the test waits here, for its turn at a lock, a semaphore or a queue\n')
+  end)
+
   each('has failed, even if it catches the error', function(options)
     local result = run(test 'pcall(coop.await, coop.Deferred())', options)
     counts(result, 1, 0, 1)
