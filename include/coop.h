@@ -72,7 +72,9 @@ COOP_API coop_context *coop_open(lua_State *L, uv_loop_t *loop);
      are closed when they wait again; the bodies of coroutines are closed;
    - sockets, listeners and all other handles are closed, those that scripts have of
      luv too; on a loop of the host's libuv lets go of them in the loop's next turn,
-     which with luv is to be made before lua_close.
+     which with luv is to be made before lua_close. A loop of coop's own is closed,
+     with all that is on it; by lua_close when the host has handles there, since it
+     may be in one of their callbacks.
    Takes time in proportion to what the state holds. Scripts run in it: an error of
    theirs is reported. Called from within coop (a post, step, handler or function
    that coop runs) it takes effect when that has returned to whoever called coop,

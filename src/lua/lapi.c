@@ -82,6 +82,7 @@ static int handles__gc(lua_State *L) {
     coop_handle *h = *all;
     *all = h->next;
     coop__posts_release(h->posts);
+    if (h->loop) coop__loop_end(h->loop);
     alloc(ud, h, sizeof *h, 0);
   }
   return 0;
@@ -142,7 +143,9 @@ const char *coop_version(void) { return COOP_VERSION; }
 
 uv_loop_t *coop_loop(coop_handle *h) {
   coop_context *ctx = coop__held(h);
-  return ctx ? ctx->loop.uv : NULL;
+  if (!ctx) return NULL;
+  ctx->loop.lent = ctx->loop.own && !ctx->luv;
+  return ctx->loop.uv;
 }
 
 static int run(lua_State *L) {

@@ -299,7 +299,7 @@ static void close_now(coop_context *ctx) {
   perform(ctx, L, fail_pending, push_held(L));
   perform(ctx, L, coop__stop_all, 0);
   perform(ctx, L, coop__drop_calls, 0);
-  if (ctx->loop.uv != &ctx->loop.own) perform(ctx, L, close_luv, push_held(L));
+  if (!ctx->loop.own) perform(ctx, L, close_luv, push_held(L));
   perform(ctx, L, forget, 0);
   coop__shut(ctx);
 }
@@ -321,6 +321,7 @@ void coop__close_asked(coop_context *ctx) {
 void coop_close(coop_handle *h) {
   coop_context *ctx = coop__held(h);
   if (!ctx || ctx->asked || ctx->shutting) return;
+  coop__loop_leave(&ctx->loop);
   if (!coop__inside(ctx)) {
     close_now(ctx);
     return;

@@ -193,6 +193,7 @@ typedef struct coop_context {
   bool turning;        /* in a turn of the loop: it is armed at its end */
   bool running_loop;   /* reactor.running */
   bool looping;        /* inside uv_run */
+  bool luv;            /* luv is on the loop: closed handles must be done with at once */
   bool draining;       /* and so only for what libuv is closing (lluv.c) */
   unsigned unhandled;  /* failures reported so far */
   coop_timers *timers; /* the reactor's */

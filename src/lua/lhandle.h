@@ -19,6 +19,7 @@ struct coop_handle {
   coop_context *ctx;   /* NULL once it was collected */
   lua_State *L;        /* the main thread of the state */
   coop_posts *posts;   /* held; for any thread */
+  uv_loop_t *loop;     /* what is left of its own, which hosts may be running; or NULL */
   atomic_uint at_it;   /* threads that are interrupting */
   atomic_bool closed;  /* no more of them */
   coop_handle *next;   /* of the state */

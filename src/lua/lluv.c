@@ -159,6 +159,7 @@ static bool set_loop(coop_context *ctx, const char *path) {
   uv_loop_t *before = get ? get(ctx->L) : NULL;
   bool free = set && (!before || before == ctx->loop.uv);
   if (free) set(ctx->L, ctx->loop.uv);
+  if (free) ctx->luv = true, ctx->loop.lent = false;
   if (free && set_callback) set_callback(ctx->L, call_back);
   dlclose(library); /* the searcher holds it */
   return free;

@@ -375,8 +375,11 @@ static int context__gc(lua_State *L) {
   coop_context *ctx = tokind(L, 1, KIND_CONTEXT);
   if (!ctx) return 0;
   coop__shut(ctx);
+  if (ctx->handle) {
+    ctx->handle->ctx = NULL;
+    if (ctx->loop.lent) ctx->handle->loop = coop__loop_take(&ctx->loop);
+  }
   coop__loop_finish(&ctx->loop);
-  if (ctx->handle) ctx->handle->ctx = NULL;
   if (ctx->posts) coop__posts_release(ctx->posts);
   ctx->posts = NULL;
   return 0;

@@ -62,9 +62,13 @@ int coop__loop_init(coop_uv *loop, uv_loop_t *uv, void (*turn)(void *ud),
                     void *ud) {
   *loop = (coop_uv){.uv = uv, .turn = turn, .ud = ud, .armed = HUGE_VAL};
   if (!uv) {
-    int e = uv_loop_init(&loop->own);
-    if (e) return e;
-    loop->uv = &loop->own;
+    uv_loop_t *own = malloc(sizeof *own);
+    int e = own ? uv_loop_init(own) : UV_ENOMEM;
+    if (e) {
+      free(own);
+      return e;
+    }
+    loop->uv = loop->own = own;
   }
   int e = init_handles(loop);
   if (e) coop__loop_close(loop);
@@ -83,12 +87,36 @@ static void close_walked(uv_handle_t *h, void *ud) {
   if (!uv_is_closing(h)) uv_close(h, NULL);
 }
 
-void coop__loop_finish(coop_uv *loop) {
-  if (!loop->finish) return;
+void coop__loop_end(uv_loop_t *uv) {
+  uv_walk(uv, close_walked, NULL);
+  while (uv_run(uv, UV_RUN_DEFAULT)) continue;
+  uv_loop_close(uv);
+  free(uv);
+}
+
+uv_loop_t *coop__loop_take(coop_uv *loop) {
+  if (!loop->finish) return NULL;
+  uv_loop_t *own = loop->own;
   loop->finish = false;
-  uv_walk(&loop->own, close_walked, NULL);
-  while (uv_run(&loop->own, UV_RUN_DEFAULT)) continue;
-  uv_loop_close(&loop->own);
+  loop->own = NULL;
+  return own;
+}
+
+void coop__loop_finish(coop_uv *loop) {
+  uv_loop_t *own = coop__loop_take(loop);
+  if (own) coop__loop_end(own);
+}
+
+static void note_open(uv_handle_t *h, void *is) {
+  if (!uv_is_closing(h)) *(bool *)is = true;
+}
+
+static void note_closing(uv_handle_t *h, void *is) {
+  if (uv_is_closing(h)) *(bool *)is = true;
+}
+
+void coop__loop_leave(coop_uv *loop) {
+  if (loop->lent) uv_walk(loop->own, note_closing, &loop->used);
 }
 
 void coop__loop_close(coop_uv *loop) {
@@ -101,9 +129,10 @@ void coop__loop_close(coop_uv *loop) {
   loop->idle = NULL;
   loop->check = NULL;
   loop->async = NULL;
-  if (loop->uv == &loop->own) loop->finish = true;
+  loop->finish = loop->own != NULL;
   loop->uv = NULL;
-  if (!loop->inside) coop__loop_finish(loop); /* else when uv_run has returned */
+  if (loop->lent) uv_walk(loop->own, note_open, &loop->used);
+  if (!loop->inside && !loop->used) coop__loop_finish(loop); /* else afterwards */
 }
 
 static uint64_t milliseconds_until(double deadline) {

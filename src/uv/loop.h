@@ -13,7 +13,7 @@
 
 typedef struct coop_uv {
   uv_loop_t *uv;
-  uv_loop_t own;      /* when none was given */
+  uv_loop_t *own;     /* when none was given */
   uv_timer_t *timer;  /* wakes the poll at the next deadline */
   uv_idle_t *idle;    /* keeps the poll from waiting while there is work */
   uv_check_t *check;  /* calls 'turn' behind the poll */
@@ -21,7 +21,9 @@ typedef struct coop_uv {
   size_t holds;       /* what other threads do for it keeps it alive */
   double armed;       /* what 'timer' is set for, or HUGE_VAL */
   bool inside;        /* in coop__loop_once */
-  bool finish;        /* closed inside: the loop of its own is still to be */
+  bool lent;          /* others have the loop of its own, and may be running it */
+  bool used;          /* they have handles on it, or have just closed some */
+  bool finish;        /* closed, but the loop of its own is still to be */
   void (*turn)(void *ud);
   void *ud;
 } coop_uv;
@@ -31,13 +33,20 @@ typedef struct coop_uv {
 int coop__loop_init(coop_uv *loop, uv_loop_t *uv, void (*turn)(void *ud),
                     void *ud);
 
+/* The loop is about to be closed, and what is on it before. */
+void coop__loop_leave(coop_uv *loop);
+
 /* Closes the handles; a loop of its own is run until they are closed, and
-   closed. A loop that was given is left to its owner, who runs it on. */
+   closed; not yet where a callback may be under way: one that is lent and has
+   handles of others. A loop that was given is left to its owner, who runs it on. */
 void coop__loop_close(coop_uv *loop);
 
 /* Brings a closed loop of its own to its end, if that is yet to be done because it was
    closed in a callback: when uv_run has returned, or will not return any more. */
 void coop__loop_finish(coop_uv *loop);
+/* Leaves that to the caller, by coop__loop_end; NULL when there is nothing to do. */
+uv_loop_t *coop__loop_take(coop_uv *loop);
+void coop__loop_end(uv_loop_t *uv);
 
 /* Says whether there is work, and when the next deadline is (seconds of
    coop__now; HUGE_VAL: none). */

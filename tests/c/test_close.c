@@ -376,6 +376,43 @@ static void a_callback_of_the_host_s_may_close_it(void **state) {
   assert_int_equal(uv_loop_close(&uv), 0);
 }
 
+/* The same on a loop of coop's, which the host runs by itself; the bell's handle is
+   closed before coop is. */
+static void on_last_bell(uv_timer_t *t) {
+  uv_close((uv_handle_t *)t, NULL);
+  coop_close(t->data);
+}
+
+static void a_callback_of_the_host_s_may_close_it_on_coop_s_loop(void **state) {
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    host h;
+    uv_timer_t bell;
+    open_host(&h, NULL);
+    uv_loop_t *uv = coop_loop(h.ctx);
+    bell.data = h.ctx;
+    uv_timer_init(uv, &bell);
+    uv_timer_start(&bell, i ? on_last_bell : on_bell, 2, 0);
+    script(&h, "n = 1 coop.on_unhandled(function() end)\n"
+               "coop.coiterate(function() return true end)");
+    assert_int_equal(uv_run(uv, UV_RUN_DEFAULT), 0);
+    assert_closed(&h);
+    lua_gc(h.L, LUA_GCCOLLECT);
+    lua_close(h.L);
+  }
+}
+
+static void a_script_may_close_it_while_the_host_runs_coop_s_loop(void **state) {
+  host h;
+  (void)state;
+  open_host(&h, NULL);
+  lua_register(h.L, "close_coop", close_coop);
+  script(&h, "coop.call_later(0.002, function() close_coop() n = 1 end)");
+  assert_int_equal(uv_run(coop_loop(h.ctx), UV_RUN_DEFAULT), 0);
+  assert_closed(&h);
+  lua_close(h.L);
+}
+
 /* --- afterwards ------------------------------------------------------------- */
 
 static void a_script_that_waits_again_and_again_does_not_hold_it_up(void **state) {
@@ -631,6 +668,8 @@ int main(void) {
     cmocka_unit_test(it_may_be_closed_from_within),
     cmocka_unit_test(steps_posts_and_watches_may_close_it),
     cmocka_unit_test(a_callback_of_the_host_s_may_close_it),
+    cmocka_unit_test(a_callback_of_the_host_s_may_close_it_on_coop_s_loop),
+    cmocka_unit_test(a_script_may_close_it_while_the_host_runs_coop_s_loop),
     test(a_script_that_waits_again_and_again_does_not_hold_it_up),
     test(an_error_while_it_is_closed_is_reported),
     test(a_run_within_a_run_by_no_coroutine_is_refused),
