@@ -119,26 +119,25 @@ func spawn(total int) {
 }
 
 func timers(total int) {
-	random, left := uint64(42), total-total/2
-	start, calls, done := cpu(), make([]*time.Timer, total), make(chan bool)
+	random, left := uint64(42), total
+	start, calls, done := cpu(), make([]*time.Timer, total), make(chan bool, 1)
 	var lock sync.Mutex
+	over := func() { // it has been made, or never will be
+		lock.Lock()
+		if left--; left == 0 {
+			done <- true
+		}
+		lock.Unlock()
+	}
 	for i := range calls {
 		random = (random*1103515245 + 12345) & 0x7fffffff
-		calls[i] = time.AfterFunc(time.Duration(random>>8%1000)*time.Millisecond, func() {
-			lock.Lock()
-			if left--; left == 0 {
-				done <- true
-			}
-			lock.Unlock()
-		})
+		calls[i] = time.AfterFunc(time.Duration(random>>8%1000)*time.Millisecond, over)
 	}
-	lock.Lock()
 	for i := 1; i < total; i += 2 {
-		if !calls[i].Stop() {
-			left++ // it had been made
+		if calls[i].Stop() {
+			over()
 		}
 	}
-	lock.Unlock()
 	<-done
 	fmt.Printf("%.2f\tns/timer\n", (cpu()-start)*1e9/float64(total))
 }
