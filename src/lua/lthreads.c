@@ -66,6 +66,13 @@ static void stop_worker(worker *w) {
   uv_mutex_unlock(&w->mutex);
 }
 
+static bool is_stopped(worker *w) {
+  uv_mutex_lock(&w->mutex);
+  bool is = w->end == STOP;
+  uv_mutex_unlock(&w->mutex);
+  return is;
+}
+
 /* Resumes 'co' for L with the 'n' values on top: the number of values that came
    back, pushed, or -1 and the error value. */
 static int resume(lua_State *L, lua_State *co, int n) {
@@ -312,6 +319,7 @@ static void do_job(worker *w, job *j) {
   set_running(w, NULL);
   lua_sethook(L, NULL, 0, 0);
   bool copied = true;
+  j->stopped = j->failed && is_stopped(w);
   if (j->failed) {
     lua_pushcfunction(L, copy_error);
     lua_insert(L, -2);
@@ -591,9 +599,24 @@ static void landed(lua_State *L, pool *p) {
   fire(L);
 }
 
+/* fail_job(job, why): who waits for it gets a CancelledError. */
+static int fail_job(lua_State *L) {
+  job *j = lua_touserdata(L, 1);
+  if (!j->stream) take_held(L, j);
+  coop__pusherror(L, "CancelledError", lua_tostring(L, 2));
+  coop__tofailure(L);
+  if (j->stream) coop__stream_fail(L, j->stream);
+  else fire(L);
+  return 0;
+}
+
 /* deliver(job): fires its Deferred. */
 static int deliver(lua_State *L) {
   job *j = lua_touserdata(L, 1);
+  if (j->stopped) {
+    lua_pushliteral(L, "the thread was stopped");
+    return fail_job(L);
+  }
   if (j->stream) {
     coop__stream_done(L, j->stream, j);
     return 0;
@@ -804,17 +827,6 @@ static void take_queue(pool *p, coop_link *to) {
   }
   p->queued = 0;
   uv_mutex_unlock(&p->mutex);
-}
-
-/* fail_job(job, why): who waits for it gets a CancelledError. */
-static int fail_job(lua_State *L) {
-  job *j = lua_touserdata(L, 1);
-  if (!j->stream) take_held(L, j);
-  coop__pusherror(L, "CancelledError", lua_tostring(L, 2));
-  coop__tofailure(L);
-  if (j->stream) coop__stream_fail(L, j->stream);
-  else fire(L);
-  return 0;
 }
 
 /* Fails what waits for the job; no error comes out. */

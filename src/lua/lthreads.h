@@ -51,6 +51,7 @@ typedef struct job {
   bytes out;        /* the result, or the error value */
   char *trace;      /* of the error, or NULL */
   bool failed;
+  bool stopped;     /* that is because the context ends */
   bool dropped;     /* nobody waits for it any more */
   job_state state;
 } job;
