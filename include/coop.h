@@ -96,8 +96,9 @@ COOP_API const char *coop_version(void);
 COOP_API uv_loop_t *coop_loop(coop_context *ctx);
 
 /* Runs the loop until nothing is left: 0, or LUA_ERR* with the error on the stack
-   of the main thread: misuse, like a run within a run or of a closed context, or
-   an interrupt. Errors in what runs are reported, and end nothing.
+   of the main thread, or, called by what coop runs, of the thread that this runs in:
+   misuse, like a run within a run or of a closed context, or an interrupt; nothing is
+   pushed for NULL. Errors in what runs are reported, and end nothing.
    [-0, +(0|1), -] */
 COOP_API int coop_run(coop_context *ctx);
 

@@ -158,8 +158,10 @@ static int run(lua_State *L) {
 
 int coop_run(coop_handle *h) {
   if (!h) return LUA_ERRRUN;
-  if (!coop__held(h)) return refuse(h->L, not_open, 0, 0);
-  return coop__host_call(h->L, run, NULL, 0, 0);
+  coop_context *ctx = coop__held(h);
+  if (!ctx) return refuse(h->L, not_open, 0, 0);
+  lua_State *outside = ctx->turn_L ? ctx->turn_L : ctx->L;
+  return coop__host_call(ctx->running ? ctx->running : outside, run, NULL, 0, 0);
 }
 
 int coop_post(coop_handle *h, coop_post_fn fn, void *ud) {

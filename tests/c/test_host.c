@@ -203,6 +203,21 @@ static void a_run_within_a_run_fails(void **state) {
   script(h, "assert(coop.errors.ReactorAlreadyRunning:is(err))");
 }
 
+static void a_run_within_a_run_fails_on_the_stack_of_its_caller(void **state) {
+  host *h = *state;
+  lua_register(h->L, "run_nested", run_nested);
+  script(h, "coop.spawn(function()\n"
+            "  coop.await(coop.sleep(0))\n"
+            "  status, err = run_nested()\n"
+            "  own_status, own_err = coroutine.wrap(run_nested)()\n"
+            "end)");
+  run(h);
+  assert_global(h, "status", LUA_ERRRUN);
+  assert_global(h, "own_status", LUA_ERRRUN);
+  script(h, "assert(coop.errors.ReactorAlreadyRunning:is(err))\n"
+            "assert(coop.errors.ReactorAlreadyRunning:is(own_err))");
+}
+
 static void a_script_may_run_the_loop_itself(void **state) {
   host *h = *state;
   script(h, "n = coop.run(function(a)\n"
@@ -616,6 +631,7 @@ int main(void) {
     test(stop_ends_a_run_and_the_next_goes_on),
     test(an_error_in_a_call_does_not_end_the_run),
     test(a_run_within_a_run_fails),
+    test(a_run_within_a_run_fails_on_the_stack_of_its_caller),
     test(a_script_may_run_the_loop_itself),
     test(its_loop_is_there_for_the_host_too),
     cmocka_unit_test(a_given_loop_is_left_as_it_was_found),
