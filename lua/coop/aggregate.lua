@@ -98,7 +98,9 @@ function coop.DeferredList(list, options)
   local children, expected, got = snapshot(list)
   if not children then core.check('DeferredList', 1, expected, got) end
   if options == nil then options = {} end
-  if type(options) ~= 'table' then core.check('DeferredList', 2, 'table', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('DeferredList', 2, 'table', options)
+  end
   if children.n == 0 and options.fire_on_one_callback then
     core.misuse('DeferredList', 'an empty list cannot fire on one callback')
   end

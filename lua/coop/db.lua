@@ -400,7 +400,7 @@ function M.ConnectionPool(driver, ...)
     core.check('ConnectionPool', 1, 'name of a driver', driver)
   end
   local args, options = table.pack(...), {}
-  if type(args[args.n]) == 'table' then
+  if type(args[args.n]) == 'table' and not coop.type(args[args.n]) then
     options, args[args.n], args.n = args[args.n], nil, args.n - 1
   end
   local fault = threads.fault(args)

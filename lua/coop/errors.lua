@@ -56,7 +56,7 @@ local function class_text(class) return 'coop.errors.' .. rawget(class, '__name'
 --- Makes an instance: of a message, of a table of fields, or with the message of the class.
 local function construct(class, fields)
   local self = {}
-  if type(fields) == 'table' then
+  if type(fields) == 'table' and not coop.type(fields) then
     for key, value in next, fields do self[key] = value end
   elseif type(fields) == 'string' or type(fields) == 'number' then
     self.message = tostring(fields)

@@ -134,7 +134,9 @@ local function to_stage(v)
   if type(v) == 'table' then
     stage = of_table(v)
   elseif type(v) == 'thread' then
-    stage = new_stage('coroutine', iterate(core.iterator('wrap', 1, v)))
+    local good, next_value = pcall(core.iterator, 'wrap', 1, v)
+    if not good then return nil end -- it runs
+    stage = new_stage('coroutine', iterate(next_value))
   else
     return nil
   end
@@ -471,7 +473,7 @@ local LINE_OPTIONS = { delimiter = true, max_length = true, trailer = true, trap
 local function trap_items(trap)
   if trap == nil then return {} end
   if type(trap) == 'table' and not coop.type(trap) and (trap[1] ~= nil or next(trap) == nil) then
-    return trap
+    return table.move(trap, 1, rawlen(trap), 1, {})
   end
   return { trap }
 end
@@ -491,7 +493,9 @@ function M.LineBreak(stage, options)
   local source = to_stage(stage)
   if not source then core.check('LineBreak', 1, WRAPPABLE, stage) end
   if options == nil then options = {} end
-  if type(options) ~= 'table' then core.check('LineBreak', 2, 'table', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('LineBreak', 2, 'table', options)
+  end
   for key in next, options do
     if not LINE_OPTIONS[key] then
       core.misuse('LineBreak', ("unknown option '%s'"):format(core.text(key)))
@@ -782,13 +786,15 @@ end)
 function M.make_protocol(controller, options)
   if not core.callable(controller) then core.check('make_protocol', 1, 'function', controller) end
   if options == nil then options = {} end
-  if type(options) ~= 'table' then core.check('make_protocol', 2, 'table', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('make_protocol', 2, 'table', options)
+  end
   for key in next, options do
     if not PROTOCOL_OPTIONS[key] then
       core.misuse('make_protocol', ("unknown option '%s'"):format(core.text(key)))
     end
   end
-  local items = { table.unpack(trap_items(options.trap)) }
+  local items = trap_items(options.trap)
   if bad_trap(table.unpack(items)) then
     core.misuse('make_protocol', 'option trap: ' .. TRAP .. ' expected, or a list of them')
   end

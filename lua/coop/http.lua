@@ -95,7 +95,7 @@ local function is_timeout(v) return v == false or is_seconds(v) end
 local function is_size(v) return math.type(v) == 'integer' and v >= 0 end
 local function is_boolean(v) return type(v) == 'boolean' end
 local function is_string(v) return type(v) == 'string' end
-local function is_table(v) return type(v) == 'table' end
+local function is_table(v) return type(v) == 'table' and not coop.type(v) end
 
 local function is_plain(v) return is_string(v) and not v:find '%c' end
 local function is_path(v) return is_string(v) and v ~= '' and not v:find('\0', 1, true) end
@@ -339,7 +339,9 @@ end
 ---@param options coop.http.RequestOptions
 ---@return coop.Deferred of the response, whatever its status; of a stream as soon as it begins
 function http.request(options)
-  if type(options) ~= 'table' then core.check('request', 1, 'table of options', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('request', 1, 'table of options', options)
+  end
   local problem = options_problem(options, REQUEST_OPTIONS) or request_problem(options)
   if problem then core.misuse('request', problem) end
   return start(options)
@@ -351,7 +353,7 @@ end
 ---@return coop.Deferred of the response
 function http.get(url, options)
   if type(url) ~= 'string' then core.check('get', 1, 'url', url) end
-  if options ~= nil and type(options) ~= 'table' then
+  if options ~= nil and (type(options) ~= 'table' or coop.type(options)) then
     core.check('get', 2, 'table of options', options)
   end
   local all = { url = url }
@@ -937,7 +939,7 @@ local new_server = core.class('HTTPServer', Server, {
 })
 
 local function is_handler(v)
-  return core.callable(v) or type(v) == 'table' and core.callable(v._handle)
+  return core.callable(v) or is_table(v) and core.callable(v._handle)
 end
 
 ---@class coop.http.ServeOptions
@@ -966,7 +968,9 @@ local SERVE_OPTIONS = {
 ---@param options coop.http.ServeOptions
 ---@return coop.http.Server
 function http.serve(options)
-  if type(options) ~= 'table' then core.check('serve', 1, 'table of options', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('serve', 1, 'table of options', options)
+  end
   local problem = options_problem(options, SERVE_OPTIONS)
   if not problem and options.handler == nil then problem = 'a handler is needed' end
   if problem then core.misuse('serve', problem) end

@@ -30,8 +30,7 @@ end
 ---@param v any
 ---@return fun(): any
 function core.iterator(fname, n, v)
-  local ok, err = pcall(core.check_iterator, fname, n, v)
-  if not ok then error(err, 3) end
+  core.check_iterator(fname, n, v)
   if type(v) == 'thread' then return of_coroutine(v) end
   if type(v) == 'table' and not core.callable(v) then return of_sequence(v) end
   return v

@@ -152,7 +152,9 @@ function net.connect(host, port, protocol, options)
     core.check('connect', 3, 'function', protocol)
   end
   if options == nil then options = {} end
-  if type(options) ~= 'table' then core.check('connect', 4, 'table of options', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('connect', 4, 'table of options', options)
+  end
   problem = options_problem(options, CONNECT_OPTIONS)
   if problem then core.misuse('connect', problem) end
 
@@ -219,7 +221,9 @@ function net.listen(host, port, handler, options)
   if wanted == false then core.check('listen', 2, 'port number from 0 to 65535', port) end
   if not core.callable(handler) then core.check('listen', 3, 'function', handler) end
   if options == nil then options = {} end
-  if type(options) ~= 'table' then core.check('listen', 4, 'table of options', options) end
+  if type(options) ~= 'table' or coop.type(options) then
+    core.check('listen', 4, 'table of options', options)
+  end
   problem = options_problem(options, LISTEN_OPTIONS)
   if problem then core.misuse('listen', problem) end
 

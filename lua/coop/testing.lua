@@ -88,6 +88,9 @@ local function names(list)
   return table.concat(texts, ' or ')
 end
 
+-- What `failure:check` takes.
+local TRAPS = { table = true, string = true, ['function'] = true }
+
 --- The Failure of `d`, which counts as handled now. Fails the test when there is none yet, when it
 --- has fired with a value, and when the Failure matches none of the arguments (as
 --- `failure:check` takes them), if there are any.
@@ -100,6 +103,11 @@ function testing.failure_result_of(d, ...)
     fail(expected(d, 'to have failed, but ') .. state_text(d, state, result), 1)
   end
   local wanted = table.pack(...)
+  for i = 1, wanted.n do
+    if not TRAPS[type(wanted[i])] then
+      core.check('failure_result_of', i + 1, 'class, string or function', wanted[i])
+    end
+  end
   local matched = wanted.n == 0 or result:check(...) ~= nil
   handled(d, state)
   if not matched then

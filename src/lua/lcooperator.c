@@ -328,7 +328,8 @@ static int check_done(lua_State *L, int idx, const char *fname) {
   if (lua_isnoneornil(L, idx)) return 0;
   deferred *d = coop__checkdeferred(L, idx, fname, 2);
   if (d->flags & D_FIRED)
-    coop__argerror(L, fname, 2, "a Deferred that has not fired expected");
+    coop__argerror(L, fname, 2, 
+                   "Deferred that has not fired expected, got one that has");
   return idx;
 }
 
@@ -475,7 +476,8 @@ static int cooperator_new(lua_State *L) {
     lua_newtable(L);
     lua_replace(L, 1);
   }
-  if (!lua_istable(L, 1)) return coop__typeerror(L, "Cooperator", 1, 1, "table");
+  if (!lua_istable(L, 1) || coop__typename(L, 1))
+    return coop__typeerror(L, "Cooperator", 1, 1, "table");
   checkfields(L);
   if (lua_getfield(L, 1, "slice") != LUA_TNIL)
     slice = coop__checkseconds(L, 2, "Cooperator", 1);
@@ -535,7 +537,8 @@ static void push_progress(lua_State *L, const char *fname, int idx, int arg) {
     lua_pushnil(L);
     return;
   }
-  if (!lua_istable(L, idx)) coop__typeerror(L, fname, arg, idx, "table");
+  if (!lua_istable(L, idx) || coop__typename(L, idx))
+    coop__typeerror(L, fname, arg, idx, "table");
   lua_pushliteral(L, "progress");
   if (lua_rawget(L, idx) == LUA_TNIL) return;
   const char *name = coop__typename(L, -1);

@@ -146,7 +146,7 @@ void coop__checkiterator(lua_State *L, int idx, const char *fname, int arg) {
     return;
   }
   if (coop__callable(L, idx)) return;
-  if (lua_istable(L, idx) && issequence(L, idx)) return;
+  if (lua_istable(L, idx) && !coop__typename(L, idx) && issequence(L, idx)) return;
   coop__typeerror(L, fname, arg, idx, expected);
 }
 

@@ -83,9 +83,24 @@ static const char *describe(lua_State *L, int idx) {
   return luaL_typename(L, idx); /* "no value" beyond the top */
 }
 
+/* Like luaL_where, of the first from 'level' up that is none of coop's own
+   functions in Lua: whom a misuse is blamed on. [-0, +1, m] */
+static void where(lua_State *L, int level) {
+  lua_Debug ar;
+  for (; lua_getstack(L, level, &ar); level++) {
+    lua_getinfo(L, "S", &ar);
+    if (strncmp(ar.source, "=[coop.", 7) != 0) break;
+  }
+  luaL_where(L, level);
+}
+
 int coop__argerror(lua_State *L, const char *fname, int arg, const char *why) {
-  if (arg == 0) return luaL_error(L, "calling '%s' on bad self (%s)", fname, why);
-  return luaL_error(L, "bad argument #%d to '%s' (%s)", arg, fname, why);
+  luaL_checkstack(L, 4, fname);
+  where(L, 1);
+  if (arg == 0) lua_pushfstring(L, "calling '%s' on bad self (%s)", fname, why);
+  else lua_pushfstring(L, "bad argument #%d to '%s' (%s)", arg, fname, why);
+  lua_concat(L, 2);
+  return lua_error(L);
 }
 
 int coop__typeerror(lua_State *L, const char *fname, int arg, int idx,
@@ -106,7 +121,7 @@ void coop__pusherror(lua_State *L, const char *class, const char *message) {
 int coop__raise(lua_State *L, const char *class, const char *fname,
                 const char *why) {
   luaL_checkstack(L, 8, fname);
-  luaL_where(L, 1);
+  where(L, 1);
   const char *text = lua_pushfstring(L, "%s%s: %s", lua_tostring(L, -1), fname, why);
   coop__pusherror(L, class, text);
   return lua_error(L);
@@ -196,9 +211,9 @@ static int class(lua_State *L) {
 }
 
 /* Raises the string on top, blaming whoever called the public function that
-   called the check. */
+   called the check, by however many functions of coop's own. */
 static int blame(lua_State *L) {
-  luaL_where(L, 2);
+  where(L, 1);
   lua_insert(L, -2);
   lua_concat(L, 2);
   return lua_error(L);
@@ -237,7 +252,7 @@ static int misuse(lua_State *L) {
 
 /* core.raise(class, fname, message) */
 static int raise_class(lua_State *L) {
-  luaL_where(L, 2);
+  where(L, 1);
   const char *text = lua_pushfstring(L, "%s%s: %s", lua_tostring(L, -1),
                                      luaL_checkstring(L, 2), luaL_checkstring(L, 3));
   coop__pusherror(L, luaL_checkstring(L, 1), text);

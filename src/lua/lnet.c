@@ -711,10 +711,11 @@ static lua_Integer checkwish(lua_State *L) {
     return n;
   }
   if (lua_type(L, 2) != LUA_TSTRING) coop__typeerror(L, "read", 1, 2, expected);
-  const char *s = lua_tostring(L, 2);
-  if (!strcmp(s, "l")) return WISH_LINE;
-  if (!strcmp(s, "L")) return WISH_WHOLE_LINE;
-  if (!strcmp(s, "a")) return WISH_ALL;
+  size_t length;
+  const char *s = lua_tolstring(L, 2, &length);
+  if (length == 1 && *s == 'l') return WISH_LINE;
+  if (length == 1 && *s == 'L') return WISH_WHOLE_LINE;
+  if (length == 1 && *s == 'a') return WISH_ALL;
   return coop__argerror(L, "read", 1,
                         lua_pushfstring(L, "%s expected, got \"%s\"", expected, s));
 }

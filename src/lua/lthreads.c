@@ -801,7 +801,10 @@ static int pool_call(lua_State *L) {
 
 static unsigned check_limit(lua_State *L, int idx, const char *fname) {
   lua_Integer n = coop__checkcount(L, idx, fname, idx);
-  if (n > 10000) coop__argerror(L, fname, idx, "at most 10000 threads expected");
+  if (n > 10000)
+    coop__argerror(L, fname, idx,
+                   lua_pushfstring(L, "at most 10000 threads expected, got %I",
+                                   (LUAI_UACINT)n));
   return (unsigned)n;
 }
 

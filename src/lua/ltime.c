@@ -321,7 +321,8 @@ static int clock_advance(lua_State *L) {
 
 static int clock_pump(lua_State *L) {
   clock_object *c = coop__checkkind(L, 1, KIND_CLOCK, "pump", 0);
-  if (!lua_istable(L, 2)) return coop__typeerror(L, "pump", 1, 2, "table");
+  if (!lua_istable(L, 2) || coop__typename(L, 2))
+    return coop__typeerror(L, "pump", 1, 2, "table");
   lua_settop(L, 2);
   lua_pushboolean(L, 0); /* 3, 4: an error and which */
   lua_pushnil(L);
@@ -421,14 +422,15 @@ static void move_to(lua_State *L, call_object *k, bool relative, double s) {
   lua_getiuservalue(L, 1, CALL_CLOCK);
   clock_object *c = lua_touserdata(L, -1);
   double due = relative ? k->timer.due + s : now(c) + s;
-  if (!isfinite(due)) luaL_error(L, "delay: the call would never be due");
+  if (!isfinite(due)) 
+    luaL_error(L, "%s: the call would never be due", relative ? "delay" : "reset");
   if (k->timer.place) coop__timers_move(&c->timers, &k->timer, due);
   if (isreactor(c)) coop__rearm(L);
 }
 
 static int call_reset(lua_State *L) {
-  double s = coop__checkseconds(L, 2, "reset", 1);
-  move_to(L, checkarmed(L, "reset"), false, s);
+  call_object *k = checkarmed(L, "reset");
+  move_to(L, k, false, coop__checkseconds(L, 2, "reset", 1));
   return 0;
 }
 
