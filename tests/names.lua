@@ -2,107 +2,13 @@
 --- in the reference, and that some test uses it; and that whatever is annotated is there. Run by
 --- coop.
 
-package.path = 'docs/?.lua;' .. package.path
+package.path = 'docs/?.lua;tests/?.lua;' .. package.path
 local annotations = require 'annotations'
+local public = require 'public'
 local coop = require 'coop'
 
 local problems, count = {}, 0
 local function problem(...) problems[#problems + 1] = string.format(...) end
-
--- What is there -----------------------------------------------------------------------------------
-
-local function is_public(name) return type(name) == 'string' and not name:find '^_' end
-
--- Tables that an `__index` written in C has as upvalues: the methods of coop's own objects.
-local function method_tables(object)
-  local index = debug.getmetatable(object).__index
-  if type(index) == 'table' then return { index } end
-  local tables = {}
-  if type(index) ~= 'function' then return tables end
-  for i = 1, 255 do
-    local name, value = debug.getupvalue(index, i)
-    if not name then break end
-    if type(value) == 'table' then tables[#tables + 1] = value end
-  end
-  return tables
-end
-
--- The functions of an object, as the keys of a set.
-local function methods_of(object)
-  local methods = {}
-  local function add(t)
-    for name, value in next, t do
-      if is_public(name) and type(value) == 'function' then methods[name] = true end
-    end
-  end
-  if type(object) == 'table' then add(object) end
-  for _, t in ipairs(method_tables(object)) do
-    add(t)
-    local meta = getmetatable(t) -- a class may stand on another
-    if type(meta) == 'table' and type(meta.__index) == 'table' then add(meta.__index) end
-  end
-  return methods
-end
-
-local function names_in(t)
-  local names = {}
-  for name in next, t do
-    if is_public(name) then names[name] = true end
-  end
-  return names
-end
-
-local function sleeper() coop.await(coop.sleep(0)) end
-
--- An object of each class, by the name of the class.
-local function objects()
-  local flow, net, http = require 'coop.flow', require 'coop.net', require 'coop.http'
-  local threads, db = require 'coop.threads', require 'coop.db'
-  local list = {
-    ['coop.Deferred'] = coop.succeed(),
-    ['coop.Coroutine'] = coop.spawn(sleeper),
-    ['coop.Failure'] = coop.Failure 'x',
-    ['coop.Generator'] = coop.generator(sleeper)(),
-    ['coop.Cooperator'] = coop.cooperator,
-    ['coop.CooperativeTask'] = coop.cooperate {},
-    ['coop.ValueBucket'] = coop.ValueBucket(),
-    ['coop.DeferredLock'] = coop.DeferredLock(),
-    ['coop.DeferredSemaphore'] = coop.DeferredSemaphore(1),
-    ['coop.DeferredQueue'] = coop.DeferredQueue(),
-    ['coop.DelayedCall'] = coop.call_later(1000, print),
-    ['coop.Clock'] = coop.Clock(),
-    ['coop.Reactor'] = coop.reactor,
-    ['coop.LoopingCall'] = coop.LoopingCall(sleeper),
-    ['coop.Stage'] = flow.wrap {},
-    ['coop.Callback'] = flow.Callback(),
-    ['coop.Block'] = flow.Block {},
-    ['coop.Resource'] = flow.Resource(sleeper),
-    ['coop.ThreadPool'] = threads.Pool(1),
-    ['coop.ThreadStream'] = threads.stream(function() end),
-    ['coop.db.ConnectionPool'] = db.ConnectionPool('sqlite3', ':memory:'),
-  }
-  local bar = coop.progress()
-  list['coop.Progress'] = bar
-  local pool = list['coop.db.ConnectionPool']
-  list['coop.db.Rows'] = db.rows(pool, 'select 1')
-  list['coop.db.Rows']:close()
-  coop.await(pool:run_interaction(function(tx) list['coop.db.Transaction'] = tx end))
-  local server = net.listen('127.0.0.1', 0, function() end)
-  list['coop.net.Server'] = server
-  list['coop.net.Connection'] = coop.await(net.connect('127.0.0.1', server.port))
-  server:close()
-  local web = http.serve { handler = function(_, reply) list['coop.http.Reply'] = reply end }
-  list['coop.http.Server'] = web
-  list['coop.http.Response'] = coop.await(http.get('http://127.0.0.1:' .. web.port))
-  web:close()
-  local ok, testing = pcall(require, 'coop.testing')
-  if ok then
-    local jump = testing.autojump()
-    list['coop.Autojump'] = jump
-    jump:stop()
-  end
-  return list
-end
 
 -- What is used by tests ---------------------------------------------------------------------------
 
@@ -180,15 +86,15 @@ end
 for name, there in pairs(live) do
   local names = {}
   for member in pairs(functions[name] or {}) do names[member:gsub('%..*', '')] = true end
-  compare(name, names_in(there), names)
+  compare(name, public.names_in(there), names)
 end
-compare('coop.errors', names_in(coop.errors), documented['coop.errors'])
+compare('coop.errors', public.names_in(coop.errors), documented['coop.errors'])
 compare('coop.ErrorClass', { is = true }, functions['coop.ErrorClass'])
 
 local seen = { ['coop.ErrorClass'] = true }
-for class, object in pairs(objects()) do
+for class, object in pairs(public.objects()) do
   seen[class] = true
-  compare(class, methods_of(object), functions[class])
+  compare(class, public.methods_of(object), functions[class])
 end
 if not live['coop.testing'] then seen['coop.testing'], seen['coop.Autojump'] = true, true end
 for class in pairs(functions) do
