@@ -335,7 +335,9 @@ local function test_positions(title, entry, fresh, is_method, name, state, share
   for position, kind in ipairs(entry) do
     local self = fresh()
     for _, h in ipairs(hostile) do self = one(self, position, kind, h[1], h[2]()) end
-    for class, object in in_order(public.foreigners) do self = one(self, position, kind, class, object) end
+    for class, object in in_order(public.foreigners) do
+      self = one(self, position, kind, class, object)
+    end
     self = test_fields(self, one, position, kind)
     -- nothing at all from here on
     if not kind.ok(nil) and not (entry.rest and position == #entry) then
