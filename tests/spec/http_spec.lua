@@ -892,16 +892,16 @@ end)
 
 describe('close', function()
   it('lets what is under way come to its end, and cuts off what does not', run(function()
-    local go_on = coop.Deferred()
+    local go_on, asked = coop.Deferred(), 0
     local server, base = serve(function(_, response)
+      asked = asked + 1
       coop.await(go_on)
       response:write 'done'
     end)
     local idle <close> = raw(server)
     local pages = {}
     for i = 1, 100 do pages[i] = http.get(base) end
-    eventually(function() return server._sessions and #pages == 100 end)
-    coop.await(coop.sleep(0.1))
+    eventually(function() return asked == 100 end)
     local closed = server:close()
     assert.is_nil(coop.await(idle:read()))
     is_error(errors.ConnectionRefused, failure_of(http.get(base)))
