@@ -570,8 +570,11 @@ function Callback:result(v)
   if v == nil then core.check('result', 1, 'value', v) end
   if self._finished then core.misuse('result', FINISHED) end
   if self._over then return end
-  if self._last - self._first + 1 >= self.limit then
-    core.raise('QueueOverflow', 'result', ('%d values are stored already'):format(self.limit))
+  local limit = self.limit
+  if type(limit) ~= 'number' then core.misuse('result', 'the field limit is not a number') end
+  local stored = self._last - self._first + 1
+  if stored >= limit then
+    core.raise('QueueOverflow', 'result', ('%d values are stored already'):format(stored))
   end
   self._last = self._last + 1
   self._stored[self._last] = v

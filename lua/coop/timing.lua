@@ -113,8 +113,12 @@ local function next_slot(self, now)
   return due
 end
 
+-- The interval may be assigned at any time, and so may be anything.
+local BAD_INTERVAL = 'the field interval is not a non-negative number'
+
 --- Arms the timer for the first slot that is yet to come.
 local function schedule(self)
+  if not is_seconds(self.interval) then error('LoopingCall: ' .. BAD_INTERVAL, 0) end
   local now = self._clock:seconds()
   local due = next_slot(self, now)
   self._due = due
@@ -151,6 +155,9 @@ end
 --- One turn of the loop: calls the function and goes on when its outcome is there.
 local function turn(self)
   self._call = nil
+  if not is_seconds(self.interval) then
+    return fail(coop.Failure('LoopingCall: ' .. BAD_INTERVAL), self)
+  end
   self._busy = true
   local n = self._counts and count(self)
   local current
@@ -221,6 +228,7 @@ function LoopingCall:reset()
   if coop.type(self) ~= 'LoopingCall' then core.check('reset', 0, 'LoopingCall', self) end
   if not self.running then core.misuse('reset', 'the LoopingCall is not running') end
   if not self._call then return end
+  if not is_seconds(self.interval) then core.misuse('reset', BAD_INTERVAL) end
   disarm(self)
   local now = self._clock:seconds()
   if self.interval > 0 then

@@ -1545,6 +1545,12 @@ describe('Callback', function()
     raises(errors.QueueOverflow, function() cb:result(3) end, 'result', '2')
     assert.equal(1, cb())
     cb:result(3)
+    for _, bad in ipairs { false, '9', {}, io.stdout } do
+      cb.limit = bad
+      misuse(function() cb:result(4) end, 'result', 'limit')
+    end
+    cb.limit = 0.5
+    raises(errors.QueueOverflow, function() cb:result(4) end, 'result', '2')
     cb:finish()
     assert.same({ 2, 3 }, list(cb))
   end))

@@ -27,6 +27,27 @@ describe('a looping call', function()
     clk, times = coop.Clock(), {}
   end)
 
+  it('is not lost when its interval is made something else than seconds', function()
+    for _, bad in ipairs { false, nan, huge, -1, '1', {}, nothing } do
+      for _, make in ipairs { looping, counting } do
+        local l = make(note)
+        local d = l:start(1)
+        l.interval = bad
+        misuse(function() l:reset() end, 'reset', 'interval')
+        assert.equal(1, #clk:get_delayed_calls())
+        pending(d)
+        clk:advance(1)
+        assert.matches('interval', (error_of(d)))
+        assert.is_false(l.running)
+        assert.same({}, clk:get_delayed_calls())
+
+        local again = make(function() l.interval = bad end)
+        l = again
+        assert.matches('interval', (error_of(l:start(1))))
+      end
+    end
+  end)
+
   it('LOOP-01 runs now and then in every interval, with its arguments', function()
     local log = {}
     local l = looping(function(...) log[#log + 1] = table.pack(...) end, 'a', nil, 3)
