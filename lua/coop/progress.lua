@@ -27,17 +27,28 @@ local function cut(text, columns)
   return past and text:sub(1, past - 1) or text
 end
 
-local function share(self) return self.total and math.min(self.done / self.total, 1) end
+-- The fields are the script's to set: what says nothing counts as nothing.
+local function mend(self)
+  if not core.is_number(self.done) then self.done = 0 end
+  local total = self.total
+  if total ~= nil and not (core.is_number(total) and total > 0) then self.total = nil end
+  if type(self.label) ~= 'string' then self.label = core.text(self.label) end
+end
+
+local function share(self)
+  return self.total and math.max(math.min(self.done / self.total, 1), 0)
+end
 
 local function figures(self)
-  if not self.total then return ('%d'):format(self.done) end
-  return ('%3d%%  %d/%d'):format(share(self) * 100 // 1 | 0, self.done, self.total)
+  if not self.total then return ('%s'):format(self.done) end
+  return ('%3d%%  %s/%s'):format(share(self) * 100 // 1 | 0, self.done, self.total)
 end
 
 local function plain_line(self)
+  mend(self)
   local text = self.total
-    and ('%d%% (%d of %d)'):format(share(self) * 100 // 1 | 0, self.done, self.total)
-    or ('%d'):format(self.done)
+    and ('%d%% (%s of %s)'):format(share(self) * 100 // 1 | 0, self.done, self.total)
+    or ('%s'):format(self.done)
   return ('%s: %s'):format(self.label, text)
 end
 
@@ -49,6 +60,7 @@ local function bar(self, coloured)
 end
 
 local function line_of(self, columns, width)
+  mend(self)
   local label = cut(self.label, math.max(columns - BAR - 36, 8))
   label = label .. (' '):rep(width - (utf8.len(label) or #label)) .. '  '
   local text = figures(self)
@@ -67,6 +79,7 @@ end
 local function label_width(columns)
   local width = 0
   for _, self in ipairs(shown) do
+    mend(self)
     local label = cut(self.label, math.max(columns - BAR - 36, 8))
     width = math.max(width, utf8.len(label) or #label)
   end
@@ -99,6 +112,7 @@ end
 
 -- Counts the values that its tasks have got since.
 local function count(self)
+  mend(self)
   for values, before in next, self._followed do
     local now = #values
     self.done = self.done + now - before
@@ -125,6 +139,7 @@ local function check(fname, self)
 end
 
 local function advance(self, n)
+  mend(self)
   self.done = self.done + n
   if not self._shown then return end
   if self.total and self.done >= self.total and next(self._followed) == nil then
@@ -212,6 +227,7 @@ function core.follow(self, values, d)
   d:add_both(function(result)
     local before = self._followed[values]
     if not before then return result end
+    mend(self)
     self.done = self.done + #values - before
     self._followed[values] = nil
     local all = next(self._followed) == nil

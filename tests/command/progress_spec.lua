@@ -44,6 +44,34 @@ load: 100% (8 of 8)
       ]]))
     end)
 
+    it('counts as nothing what a script has put into its fields and is no number', function()
+      assert.equal([[
+a: 1
+true: 1
+c: 75% (1.5 of 2)
+c: 75% (1.5 of 2)
+d: 50% (1 of 2)
+d: 50% (1 of 2)
+]], (lines_of [[
+        local p = coop.progress(4, 'a')
+        p.done, p.total = 'x', {}
+        p:advance()
+        p:finish()
+        p = coop.progress(nil, 'b')
+        p.done, p.label = 0 / 0, true
+        p:advance()
+        p:finish()
+        p = coop.progress(2, 'c')
+        p.done = 0.5
+        p:advance()
+        p:finish()
+        p = coop.progress(2, 'd')
+        p.done = -math.huge
+        p:advance()
+        p:finish()
+      ]]))
+    end)
+
     it('is finished at the end of its block', function()
       assert.equal('part: 30% (3 of 10)\npart: 30% (3 of 10)\n', (lines_of [[
         do
