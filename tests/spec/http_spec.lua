@@ -60,6 +60,17 @@ local function eventually(f)
   error('it never came', 2)
 end
 
+-- The number that `f()` comes to rest at: it has stayed so for some turns of the loop.
+local function at_rest(f)
+  local last, same = f(), 0
+  while same < 5 do
+    coop.await(coop.sleep(0.02))
+    local now = f()
+    last, same = now, now == last and same + 1 or 0
+  end
+  return last
+end
+
 local function hello(_, response) response:write 'hello' end
 
 local function descriptors()
@@ -225,11 +236,8 @@ describe('the client', function()
     end)
     local response = coop.await(http.get(base, { stream = true }))
     assert.is_nil(response.body)
-    coop.await(coop.sleep(0.3))
-    local before = written
-    assert.is_true(before < total, 'all was sent to who does not read')
-    coop.await(coop.sleep(0.1))
-    assert.equal(before, written)
+    assert.is_true(at_rest(function() return written end) < total,
+      'all was sent to who does not read')
     local size = 0
     for chunk in response do size = size + #chunk end
     assert.equal(total * #block, size)
@@ -272,16 +280,17 @@ describe('the client', function()
   end))
 
   it('lets go of the peer when it is cancelled, closed or forgotten', run(function()
-    local left = 0
+    local begun, left = 0, 0
     local _, base = serve(function(_, response)
       local cleanup <close> = setmetatable({}, { __close = function() left = left + 1 end })
+      begun = begun + 1
       for _ = 1, 1000 do
         coop.await(response:write(('x'):rep(65536)))
         coop.await(coop.sleep(0))
       end
     end)
     local d = http.get(base)
-    coop.await(coop.sleep(0.05))
+    eventually(function() return begun == 1 end)
     d:cancel()
     is_error(errors.CancelledError, failure_of(d))
     eventually(function() return left == 1 end)
@@ -670,7 +679,7 @@ describe('the server', function()
   end))
 
   it('bounds time: a slow request is told, an idle connection closed', run(function()
-    local server = serve(hello, { request_timeout = 0.1, idle_timeout = 0.1 })
+    local server = serve(hello, { request_timeout = 0.1 })
     assert.equal(408, status_of(say(server, 'GET / HTTP/1.1\r\nHo')))
     local conn <close> = raw(server)
     local d = conn:read 'a'
@@ -678,10 +687,10 @@ describe('the server', function()
       pcall(coop.await, conn:write 'x')
       coop.await(coop.sleep(0.01))
     end
-    assert.is_true(d.called)
+    eventually(function() return d.called end)
     d:add_errback(function() end)
     assert.equal('', say(server, ''))
-    assert.truthy(say(server, get '/'):find 'hello$')
+    assert.truthy(say(serve(hello, { idle_timeout = 0.1 }), get '/'):find 'hello$')
   end))
 
   it('takes the end of the input at any place', run(function()
@@ -850,14 +859,11 @@ describe('a handler', function()
     end)
     local conn <close> = raw(server)
     coop.await(conn:write(get('/', 'Connection: close\r\n')))
-    coop.await(coop.sleep(0.2))
-    local before = sent
-    assert.is_true(before < total)
-    coop.await(coop.sleep(0.1))
-    assert.equal(before, sent)
+    eventually(function() return sent > 0 end)
+    local function now() return sent end
+    assert.is_true(at_rest(now) < total)
     local first = coop.await(conn:read(1024 * 1024))
-    coop.await(coop.sleep(0.1))
-    assert.is_true(sent < total, 'one block was read, and all was written')
+    assert.is_true(at_rest(now) < total, 'one block was read, and all was written')
     local _, count = (first .. coop.await(conn:read 'a')):gsub('x', '')
     assert.equal(total * #block, count)
   end))
@@ -911,9 +917,12 @@ describe('close', function()
     coop.await(closed)
     coop.await(server:close())
 
-    server, base = serve(function() coop.await(coop.Deferred()) end)
+    server, base = serve(function()
+      asked = asked + 1
+      coop.await(coop.Deferred())
+    end)
     local page = http.get(base)
-    coop.await(coop.sleep(0.05))
+    eventually(function() return asked == 101 end)
     coop.await(server:close(0.05))
     is_error(errors.ConnectionLost, failure_of(page))
   end))

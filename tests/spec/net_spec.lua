@@ -322,11 +322,12 @@ describe('a connection', function()
       end
       a:shutdown()
     end)
-    pass(0.1)
-    local taken = count
+    local taken, same = 0, 0
+    while same < 5 do -- it has come to rest
+      pass()
+      taken, same = count, count == taken and same + 1 or 0
+    end
     assert.is_true(taken < 512, 'written without a reader: ' .. taken)
-    pass(0.1)
-    assert.equal(taken, count)
     local total = 0
     for piece in b do total = total + #piece end
     await(writing)
