@@ -703,7 +703,7 @@ end
 
 --- Runs a stage to its end, as a task of the global Cooperator: each value is a step. Fires with
 --- the list of the values. The failure of one that fails has those that came before as `partial`.
---- Cancelling it closes the stage.
+--- Cancelling it closes the stage, unless others take from it too.
 ---
 --- A table `{progress = p}` behind the trap items has the values counted by a `coop.progress`.
 ---@param stage any or what can be wrapped

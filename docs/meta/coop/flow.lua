@@ -169,7 +169,7 @@ function Block:next() end
 function Block:close() end
 
 ---Runs a stage to its end, as a task of the global Cooperator, and fires with the list of its values.
----The Failure of one that fails has those that came before as `partial`. Cancelling it closes the stage.
+---The Failure of one that fails has those that came before as `partial`. Cancelling it closes the stage, unless others take from it too.
 ---A table `{progress = p}` may follow the trap items.
 ---@param stage coop.Flowable
 ---@param ... coop.Trap|coop.AccumulateOptions
