@@ -42,6 +42,7 @@ stages.flow = M
 function stages.clock()
   local clock = M.clock
   if clock == nil then return coop.reactor end
+  if not core.is_clock(clock) then error('Cooperate: flow.clock is not a clock', 0) end
   return clock
 end
 

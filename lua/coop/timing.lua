@@ -19,6 +19,7 @@ local function is_clock(v)
   local ok, has = pcall(has_both, v)
   return ok and has
 end
+core.is_clock = is_clock
 
 --- Runs a body as a handler: without the result that it was called with.
 local function start_body(_, body, ...) return body(...) end

@@ -324,3 +324,15 @@ describe('W31', function()
     assert.equal('Unsupported: sockets', tostring(errors.Unsupported 'sockets'))
   end))
 end)
+
+describe('what is no clock', function()
+  it('fails a stage that waits by it, in words', run(function()
+    for _, bad in ipairs { true, 5, 'x', {}, io.stdout, print } do
+      flow.clock = bad
+      local d = flow.Deferred(function() yield(Cooperate(1)) end)
+      local ok, err = pcall(await, d)
+      assert.is_false(ok)
+      assert.equal('Cooperate: flow.clock is not a clock', err)
+    end
+  end))
+end)
