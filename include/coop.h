@@ -105,7 +105,7 @@ COOP_API int coop_run(coop_context *ctx);
 /* Runs the loop for at most about 'budget' seconds, without waiting for anything:
    to the end of the step, call, post or handler during which the budget ends, and
    that of libuv's callbacks for what is on the loop beside coop. At least one turn
-   is made. 1 while work remains, now or later; 0 when nothing does, when a script
+   is made, and further ones while something is due, or there is input. 1 while work remains, now or later; 0 when nothing does, when a script
    has stopped the reactor, or when the context is closed; -1 when it is called from
    within a turn, where nothing is done. Triggers of "startup" run in the first
    poll, those of "shutdown" when the reactor is stopped, or coop closed.

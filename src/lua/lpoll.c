@@ -39,7 +39,7 @@ static int poll(lua_State *L) {
   do {
     coop__turn(L, false);
   } while (!ctx->closed && !coop__overdue(ctx) && !ask(L, "stop_asked") &&
-           timeout(ctx) == 0);
+           (timeout(ctx) == 0 || coop__loop_ready(&ctx->loop)));
   lua_pushboolean(L, ask(L, "end_poll"));
   return 1;
 }

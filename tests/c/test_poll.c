@@ -189,6 +189,31 @@ static void sockets_make_the_descriptor_readable(void **state) {
   script(h, "assert(got == 'hello')");
 }
 
+/* Who answers is heard in the same poll. */
+static void a_poll_goes_on_while_there_is_input(void **state) {
+  host *h = *state;
+  script(h, "local net = require 'coop.net'\n"
+            "local server\n"
+            "server = net.listen('127.0.0.1', 0, function(conn)\n"
+            "  for i = 1, 50 do conn:write(coop.await(conn:read('l')) .. '\\n') end\n"
+            "  conn:close()\n"
+            "  server:close()\n"
+            "end)\n"
+            "n = 0\n"
+            "coop.spawn(function()\n"
+            "  local conn = coop.await(net.connect('127.0.0.1', server.port))\n"
+            "  for i = 1, 50 do\n"
+            "    conn:write(i .. '\\n')\n"
+            "    n = n + coop.await(conn:read('l'))\n"
+            "  end\n"
+            "  conn:close()\n"
+            "end)");
+  int polls = 1;
+  for (; coop_poll(h->ctx, 10) == 1; polls++) assert_true(wait_for_work(h));
+  assert_global(h, "n", 1275);
+  assert_in_range(polls, 1, 50);
+}
+
 static void *post_later(void *ud) {
   host *h = ud;
   static int n;
@@ -236,6 +261,7 @@ int main(void) {
     test(the_timeout_is_that_of_the_next_call),
     test(a_host_sleeps_between_polls),
     test(sockets_make_the_descriptor_readable),
+    test(a_poll_goes_on_while_there_is_input),
     test(a_post_makes_the_descriptor_readable),
     test(a_closed_context_is_polled_in_vain),
   };
