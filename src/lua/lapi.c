@@ -165,7 +165,7 @@ int coop_run(coop_handle *h) {
 }
 
 int coop_post(coop_handle *h, coop_post_fn fn, void *ud) {
-  if (!h || !fn) return -1;
+  if (!h || !fn || atomic_load(&h->refuses)) return -1;
   posted *p = malloc(sizeof *p);
   if (!p) return -1;
   *p = (posted){.fn = fn, .ud = ud, .owned = true};

@@ -327,7 +327,7 @@ void coop_close(coop_handle *h) {
     return;
   }
   ctx->asked = true;
-  coop__posts_close(ctx->posts);
+  atomic_store(&h->refuses, true);
   coop__loop_hold(&ctx->loop);
   coop__loop_wake(&ctx->loop);
 }

@@ -22,6 +22,7 @@ struct coop_handle {
   uv_loop_t *loop;     /* what is left of its own, which hosts may be running; or NULL */
   atomic_uint at_it;   /* threads that are interrupting */
   atomic_bool closed;  /* no more of them */
+  atomic_bool refuses; /* the host's posts: those of coop's own threads still come */
   coop_handle *next;   /* of the state */
 };
 

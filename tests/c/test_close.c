@@ -413,6 +413,30 @@ static void a_script_may_close_it_while_the_host_runs_coop_s_loop(void **state) 
   lua_close(h.L);
 }
 
+/* Threads go on until it is closed in earnest. */
+static void what_threads_do_meanwhile_is_not_lost(void **state) {
+  (void)state;
+  for (int i = 0; i < 20; i++) {
+    host h;
+    open_host(&h, NULL);
+    lua_register(h.L, "close_coop", close_coop);
+    script(&h, "n = 0\n"
+               "local pool = require 'coop.threads'.Pool(4)\n"
+               "for i = 1, 200 do\n"
+               "  pool:call(function() return 1 end):add_both(function() n = n + 1 end)\n"
+               "end\n"
+               "local function busy(s)\n"
+               "  local over = coop.seconds() + s\n"
+               "  while coop.seconds() < over do end\n"
+               "end\n"
+               "coop.call_later(0, function() close_coop() busy(0.002) end)");
+    assert_int_equal(coop_run(h.ctx), LUA_OK);
+    assert_null(coop_of(h.L));
+    assert_global(&h, "n", 200);
+    lua_close(h.L);
+  }
+}
+
 /* --- afterwards ------------------------------------------------------------- */
 
 static void a_script_that_waits_again_and_again_does_not_hold_it_up(void **state) {
@@ -670,6 +694,7 @@ int main(void) {
     cmocka_unit_test(a_callback_of_the_host_s_may_close_it),
     cmocka_unit_test(a_callback_of_the_host_s_may_close_it_on_coop_s_loop),
     cmocka_unit_test(a_script_may_close_it_while_the_host_runs_coop_s_loop),
+    cmocka_unit_test(what_threads_do_meanwhile_is_not_lost),
     test(a_script_that_waits_again_and_again_does_not_hold_it_up),
     test(an_error_while_it_is_closed_is_reported),
     test(a_run_within_a_run_by_no_coroutine_is_refused),
