@@ -126,7 +126,7 @@ local function looks(v, state)
       list[list.n] = (select(i, ...))
     end
   end
-  if coop.type(v) then note(tostring(v)) end
+  if coop.type(v) then note((tostring(v):gsub('-?%d+%.?%d* s%f[%W]', 'some s'))) end -- time goes on
   if state then note(state(v)) end
   note(#coop.reactor:get_delayed_calls())
   return list
