@@ -196,7 +196,9 @@ COOP_API int coop_post(coop_context *ctx, coop_post_fn fn, void *ud);
 /* Raises 'message' (at most 127 bytes are kept) in the script that is running
    now, or that runs next. From any thread, and from signal handlers, also while
    coop is being closed; not after lua_close. Of several at the same time one is
-   raised. */
+   raised. It is done by lua_sethook, which Lua has for this: a hook that the host has
+   set in the main thread, or in the coroutine that runs, is replaced. NULL for the
+   message is "interrupted!". */
 COOP_API void coop_interrupt(coop_context *ctx, const char *message);
 
 #ifdef __cplusplus
