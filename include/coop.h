@@ -61,8 +61,8 @@ COOP_API coop_context *coop_open(lua_State *L, uv_loop_t *loop);
 
 /* Closes coop, and loses nothing silently:
    - posts that were accepted are called, no more are;
-   - jobs of threads get an outcome; what does not end within a second or two is
-     left behind, told of on standard error;
+   - jobs of threads get an outcome; what does not end within five seconds is left
+     behind, told of on standard error;
    - tasks are stopped (SchedulerStopped), their generators closed, C steps
      released;
    - delayed calls are cancelled;
