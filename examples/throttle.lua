@@ -1,6 +1,16 @@
 -- You will learn: how to have many jobs done, and never more than three at once.
 
 local coop = require 'coop'
+local http = require 'coop.http'
+
+-- What the jobs ask takes its time to answer: here a server of squares.
+local server = http.serve {
+  handler = function(request, response)
+    local number = tonumber(request.query.number)
+    coop.await(coop.sleep(number < 3 and number * 0.03 or 0.09))
+    response:write(tostring(number * number))
+  end,
+}
 
 local outstanding, most
 
@@ -9,9 +19,10 @@ local function job(number)
   most = math.max(most, outstanding)
   print(('job %d starts, %d outstanding'):format(number, outstanding))
 
-  return coop.sleep(number < 3 and number * 0.03 or 0.09):add_callback(function()
+  local url = ('http://127.0.0.1:%d/?number=%d'):format(server.port, number)
+  return http.get(url):add_callback(function(response)
     outstanding = outstanding - 1
-    return number * number
+    return response.body
   end)
 end
 
@@ -37,3 +48,5 @@ outstanding, most = 0, 0
 local squares = coop.await(coop.parallel(3, { 1, 2, 3, 4, 5, 6, 7, 8, 9 }, job))
 print(('never more than %d'):format(most))
 print(table.concat(squares, ' '))
+
+server:close()

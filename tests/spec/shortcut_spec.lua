@@ -35,7 +35,8 @@ end
 describe('a Deferred that is fresh', function()
   for name in pairs(states()) do
     it(('has the face of all others: %s'):format(name), function()
-      local state = states()[name]
+      local all = states()
+      local state = all[name]
       local d, other = state[1], coop.succeed(1)
       for _, field in ipairs { 'called', 'paused', 'result' } do
         assert.equal(state[field], d[field], field)
@@ -54,7 +55,7 @@ describe('a Deferred that is fresh', function()
       assert.is_false(pcall(function() d.called = true end))
       assert.is_false(pcall(function() d.extra = 1 end))
       assert.equal(state.called, d.called)
-      d:cancel()
+      for _, other_state in pairs(all) do other_state[1]:cancel() end
     end)
   end
 
@@ -225,7 +226,8 @@ describe('who is woken', function()
   end)
 
   it('holds nothing of what it waited for', function()
-    local kept, stop = setmetatable({}, { __mode = 'k' }), coop.Deferred()
+    local kept = setmetatable({}, { __mode = 'k' })
+    local waited, stop = coop.Deferred(), coop.Deferred()
     local proc = spawn(function()
       local function wait()
         local d, value = coop.Deferred(), {}
@@ -235,9 +237,13 @@ describe('who is woken', function()
       end
       wait()
       wait()
+      waited:callback()
       return await(stop)
     end)
-    coop.run(function() await(coop.sleep(0.001)) end)
+    coop.run(function()
+      await(waited)
+      await(coop.sleep(0))
+    end)
     collectgarbage()
     collectgarbage()
     assert.is_nil(next(kept))
