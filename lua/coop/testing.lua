@@ -531,47 +531,59 @@ local function register(assert, say_messages)
     assert:register('assertion', name, f, 'assertion.coop', 'assertion.coop')
   end
 
-  -- `is` or is not what was expected; says so either way.
-  local function verdict(arguments, d, is, what, state, result)
+  -- What the test says itself: the argument behind the Deferred.
+  local function message_of(arguments, d)
+    for i = 1, 2 do
+      if rawequal(arguments[i], d) then return arguments[i + 1] end
+    end
+  end
+
+  -- `is` or is not what was expected; says so either way, below what the test says
+  -- itself. A failure that the message tells of counts as handled.
+  local function verdict(luassert, arguments, d, is, what, state, result)
+    luassert.failure_message = message_of(arguments, d)
+    if is ~= luassert.mod then handled(d, state) end
     local text = expected(d, ('%sto %s'):format(is and 'not ' or '', what))
     local but = text:find '\n' and '\nbut ' or ', but '
     say(arguments, text .. but .. state_text(d, state, result))
     return is
   end
 
-  assertion('fired', function(_, arguments, level)
+  assertion('fired', function(luassert, arguments, level)
     local d = check_argument('fired', arguments, 1, level)
     local state, result = core.outcome(d)
-    return verdict(arguments, d, is_fired(state), 'have fired', state, result)
+    return verdict(luassert, arguments, d, is_fired(state), 'have fired', state, result)
   end)
 
-  assertion('pending', function(_, arguments, level)
+  assertion('pending', function(luassert, arguments, level)
     local d = check_argument('pending', arguments, 1, level)
     local state, result = core.outcome(d)
-    return verdict(arguments, d, not is_fired(state), 'be pending', state, result)
+    return verdict(luassert, arguments, d, not is_fired(state), 'be pending', state, result)
   end)
 
-  assertion('failed_with', function(_, arguments, level)
+  assertion('failed_with', function(luassert, arguments, level)
     local wanted = arguments[1]
     local kind = type(wanted)
     if kind ~= 'table' and kind ~= 'string' and kind ~= 'function' then
       error(("bad argument #1 to 'failed_with' (class, string or function expected, got %s)")
-        :format(kind), level + 1)
+        :format(coop.type(wanted) or kind), level + 1)
     end
     local d = check_argument('failed_with', arguments, 2, level)
     local state, result = core.outcome(d)
     local is = state == 'failure' and result:check(wanted) ~= nil
     if is then handled(d, state) end
-    return verdict(arguments, d, is, 'have failed with ' .. core.text(wanted), state, result)
+    return verdict(luassert, arguments, d, is,
+      'have failed with ' .. core.text(wanted), state, result)
   end)
 
-  assertion('resolves_to', function(_, arguments, level)
+  assertion('resolves_to', function(luassert, arguments, level)
     local d = check_argument('resolves_to', arguments, 2, level)
     local wanted = arguments[1]
     local state, result = core.outcome(d)
     local is = state == 'value'
       and (result == wanted or require 'luassert.util'.deepcompare(result, wanted, true))
-    return verdict(arguments, d, is, 'resolve to:\n  ' .. indented(show(wanted)), state, result)
+    return verdict(luassert, arguments, d, is,
+      'resolve to:\n  ' .. indented(show(wanted)), state, result)
   end)
 end
 
