@@ -47,7 +47,7 @@ local function holds(name, full, f)
       local kilobytes, steps = cost(f, 4000)
       kilobytes = math.max(once, kilobytes)
       local more_kilobytes, more_steps = cost(f, 32000)
-      assert.is_true(more_kilobytes <= 9 * kilobytes,
+      assert.is_true(more_kilobytes <= 12 * kilobytes,
         ('%g KB, then %g KB for 8 times as many'):format(kilobytes, more_kilobytes))
       assert.is_true(more_steps <= 9 * steps + 10,
         ('%d steps, then %d steps for 8 times as many'):format(steps, more_steps))
