@@ -15,6 +15,7 @@
 ** word, since it is they who pay for the order of the two (membarrier).
 */
 #define _GNU_SOURCE /* syscall */
+#include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -192,10 +193,12 @@ static void interrupt(coop_context *ctx, const char *message) {
 }
 
 void coop_interrupt(coop_handle *h, const char *message) {
+  int error = errno; /* it may be a signal handler that calls */
   if (!h) return;
   atomic_fetch_add(&h->at_it, 1);
   if (!atomic_load(&h->closed)) interrupt(h->ctx, message ? message : "interrupted!");
   atomic_fetch_sub(&h->at_it, 1);
+  errno = error;
 }
 
 void coop__interrupt_told(coop_context *ctx) {
