@@ -47,6 +47,7 @@ local databases = {
     end,
     numbers = [[with recursive n(i) as (select 1 union all select i + 1 from n where i < ?)
       select i from n]],
+    shell = function() return 'sqlite3 -bail ' .. files[1] end,
     start = function() end,
     stop = function() end,
   },
@@ -56,6 +57,9 @@ local databases = {
       return db.ConnectionPool('postgres', 'postgres', 'postgres', '', server.socket, options)
     end,
     numbers = 'select i from generate_series(1, ?) as n(i)',
+    shell = function()
+      return 'psql -qtA -v ON_ERROR_STOP=1 -U postgres -h ' .. server.socket .. ' postgres'
+    end,
     start = function()
       local missing
       server, missing = postgres.start()
@@ -89,6 +93,21 @@ for _, database in ipairs(databases) do
     teardown(function() database.stop() end)
     after_each(function()
       remove_files()
+    end)
+
+    it_with("has its tables in common with the database's own shell", function(pool)
+      local function shell(sql)
+        local pipe <close> = assert(io.popen(("%s <<'END'\n%s\nEND"):format(database.shell(), sql)))
+        return pipe:read 'a'
+      end
+      shell [[insert into things values (1, 'café "''$1?', 0.25), (9007199254740993, null, 3);]]
+      local rows = await(pool:run_query 'select id, name, size from things order by id')
+      assert.same({
+        { 1, [[café "'$1?]], 0.25, id = 1, name = [[café "'$1?]], size = 0.25 },
+        { 9007199254740993, nil, 3.0, id = 9007199254740993, size = 3.0 },
+      }, rows)
+      await(pool:run_operation('update things set name = ? where id > ?', "it's\n2", 1))
+      assert.equal("it's\n2\n", shell 'select name from things where id > 1;')
     end)
 
     it_with('gives rows with their columns by number and by name', function(pool)
